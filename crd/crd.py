@@ -1,0 +1,89 @@
+"""Contrastive Representation Distillation. Tian, Krishnan, Isola, ICLR 2020. https://arxiv.org/abs/1910.10699
+
+Differs: negatives are drawn on the training device and are distinct, and one product scores the whole bank.
+`memory_type queue` is InfoNCE against a queue of the teacher's last embeddings (giakoumoglou/distillers), whose
+negatives may be of the sample's own class.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.adapters import UnitLinear, full
+from distiller_zoo.base import Batch, Distiller, Output, Pair
+
+from .memory import MemoryBanks, Queue, with_gradient
+from .negatives import Negatives
+
+
+class CRD(Distiller, name="crd"):
+    """Each network's embedding must find its own sample in the other network's memory among nce_k other classes'.
+
+    Noise-contrastive estimation on pooled features. Raises ValueError where labels hold a single class (momentum).
+    enqueue: where "before", a sample's own teacher embedding is also among the negatives, as in the authors' code.
+    """
+
+    weights = (1.0, 0.0, 0.8)
+    relational = True  # ranks that saw different batches would keep different memories
+    eps = 1e-7  # added to the noise's density, as RepDistiller does
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        feat_dim: int = 128,
+        nce_k: int = 16384,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+        mode: Literal["exact", "relax"] = "exact",
+        memory_type: Literal["momentum", "queue"] = "momentum",
+        enqueue: Literal["before", "after"] = "after",
+    ) -> None:
+        super().__init__(pair)
+        self.nce_t, self.enqueue = nce_t, enqueue
+        self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
+        self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim)
+        if memory_type == "queue":
+            self.memory, self.negatives = Queue(nce_k, feat_dim), None
+        else:
+            self.memory = MemoryBanks(len(pair.labels), feat_dim, nce_k, nce_t, nce_m)
+            self.negatives = Negatives(pair.labels, nce_k, relax=mode == "relax")
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        if self.negatives is None:
+            return self.queue_loss(s.pooled, t.pooled.detach())
+        return self.contrast_loss(s.pooled, t.pooled.detach(), batch.index, self.negatives(batch.index))
+
+    def contrast_loss(self, f_s: Tensor, f_t: Tensor, index: Tensor, contrast_idx: Tensor) -> Tensor:
+        """index [B]: the samples' places in the banks; contrast_idx [B, K + 1]: the positive, then the negatives."""
+        m, v1, v2 = self.memory, self.embed_s(f_s), self.embed_t(f_t)
+        loss = self._nce(v1, m.memory_v2, m.Z_v1, contrast_idx) + self._nce(v2, m.memory_v1, m.Z_v2, contrast_idx)
+        m.update(v1, v2, index)
+        return full(loss.mean())
+
+    def _nce(self, v: Tensor, bank: Tensor, Z: Tensor, idx: Tensor) -> Tensor:
+        """[B]: -log(o / (o + c)) of the positive and -log(c' / (o + c)) of the negatives, o the score, c' the noise's
+        density K / n_data, c = c' + eps."""
+        k = idx.shape[1] - 1
+        noise = k / self.memory.n_data
+        u = self.memory.log_scores(v.detach(), bank, Z, idx) - math.log(noise + self.eps)
+        u[:, 0].neg_()
+        value = F.softplus(u).sum(1) + k * math.log1p(self.eps / noise)
+        weight = u.sigmoid_()
+        weight[:, 0].neg_()
+        return with_gradient(value, v, self.memory.pull(weight, bank, idx))
+
+    def queue_loss(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        """Cross entropy of the own pair against the queue."""
+        z_s, z_t = self.embed_s(f_s), self.embed_t(f_t)
+        if self.enqueue == "before":
+            self.memory.push(z_t)
+        positive = (z_s * z_t).sum(1) / self.nce_t
+        scores = z_s.detach() @ self.memory.queue.T / self.nce_t
+        negatives = with_gradient(scores.logsumexp(1), z_s, scores.softmax(1) @ self.memory.queue / self.nce_t)
+        if self.enqueue == "after":
+            self.memory.push(z_t)
+        return full((torch.logaddexp(positive, negatives) - positive).mean())

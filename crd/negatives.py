@@ -1,0 +1,67 @@
+"""The draw of the samples that a sample is contrasted with."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Negatives(nn.Module):
+    """Draws, for every sample, the nce_k others that it is contrasted with; never one of its own class.
+
+    The draw is stratified over the class-sorted order, so it costs nce_k a sample whatever n_data is. With n samples
+    outside the class, the integers 0..n-1 are cut into nce_k strata [ceil(i n / nce_k), ceil((i+1) n / nce_k)) and one
+    is picked from each, hence distinct (for nce_k > n some strata are empty and repeats unavoidable). The picks are
+    then rotated by one uniform offset a row, modulo n, which makes every sample exactly equally likely whatever the
+    widths of the strata. Positions from the own class's block on skip that block, and lead to sample numbers.
+
+    labels: [n_data]. relax: the positive is any sample of the class, not the sample itself.
+    Raises ValueError where there is no second class, or nce_k < 1.
+    """
+
+    def __init__(self, labels: Tensor, nce_k: int, relax: bool = False) -> None:
+        super().__init__()
+        size = torch.bincount(labels)
+        if (size > 0).sum() < 2:
+            raise ValueError(f"negatives need at least two classes, not {int((size > 0).sum())}")
+        if nce_k < 1:
+            raise ValueError(f"nce_k must be at least 1, not {nce_k}")
+        self.nce_k, self.relax = nce_k, relax
+        tables = {"labels": labels, "order": labels.argsort(stable=True), "size": size, "start": size.cumsum(0) - size}
+        for name, table in tables.items():
+            self.register_buffer(name, table.clone(), persistent=False)
+        self.seed = torch.initial_seed()
+        self._generator: torch.Generator | None = None
+        self._state: Tensor | None = None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Own random numbers, on the tables' device: made late, because the module moves after it is built."""
+        if self._generator is None or self._generator.device != self.order.device:
+            self._generator = torch.Generator(self.order.device).manual_seed(self.seed)
+            # A state saved on a CPU does not fit a GPU's generator, which then starts from the seed.
+            if self._state is not None and self._state.numel() == self._generator.get_state().numel():
+                self._generator.set_state(self._state)
+        return self._generator
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._state, self._generator = state.cpu(), None
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Sample numbers [B, nce_k + 1] for the samples index [B]; column 0 is the positive."""
+        own = self.labels[index].unsqueeze(1)
+        start, size = self.start[own], self.size[own]
+        rows, n = len(index), len(self.order) - size
+        u = torch.rand(rows, self.nce_k, generator=self.generator, device=index.device)
+        offset, place = torch.rand(2, rows, 1, generator=self.generator, device=index.device, dtype=torch.float64)
+        # float64 is exact here: its rounding is far below the distance 1 / nce_k of a quotient to the next integer.
+        steps = torch.arange(self.nce_k + 1, device=index.device, dtype=torch.float64)
+        edges = torch.ceil(steps * n / self.nce_k)
+        low, width = edges[:, :-1], edges.diff(dim=1)
+        position = (low + (u * width).floor() + (offset * n).floor()).long()
+        position = torch.where(position >= n, position - n, position)
+        position = torch.where(position >= start, position + size, position)
+        same_class = self.order[start + (place * size).long()]
+        positive = same_class if self.relax else index.unsqueeze(1)
+        return torch.cat([positive, self.order[position]], dim=1)

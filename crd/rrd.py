@@ -1,0 +1,85 @@
+"""Relational Representation Distillation. Giakoumoglou, Stathaki, 2024. https://arxiv.org/abs/2407.12073
+(first called RCD)
+
+The authors' releases disagree on temperatures and on the order; both are options. Defaults: the teacher sharper
+(0.02) than the student (0.1), as in their later code and as usual in distillation to a softened student; the batch
+enqueued after the loss, as in their first code, because a sample that finds its own embedding among the keys has,
+at 0.02, nearly all of the teacher's mass on itself, and the relations to others are lost.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distiller_zoo.adapters import UnitLinear, full
+from distiller_zoo.base import Batch, Distiller, Output, Pair
+
+from .memory import MemoryBanks, Queue, with_gradient
+from .negatives import Negatives
+
+
+class RRD(Distiller, name="rrd", aliases=("rcd",)):
+    """Cross entropy between teacher's and student's softmax similarities to remembered teacher embeddings.
+
+    The teacher's side is detached: embed_t stays a random projection. `memory_type momentum` compares CRD's scores
+    over CRD's candidates; as published it softens scores that are already exponentials divided by Z, and at real
+    sizes its gradient vanishes. Raises ValueError where labels hold a single class (momentum).
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    relational = True
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        feat_dim: int = 128,
+        nce_k: int = 16384,
+        nce_t_s: float = 0.1,
+        nce_t_t: float = 0.02,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+        memory_type: Literal["queue", "momentum"] = "queue",
+        enqueue: Literal["before", "after"] = "after",
+    ) -> None:
+        super().__init__(pair)
+        self.t_s, self.t_t, self.enqueue = nce_t_s, nce_t_t, enqueue
+        self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
+        self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim).requires_grad_(False)
+        if memory_type == "queue":
+            self.memory, self.negatives = Queue(nce_k, feat_dim), None
+        else:
+            self.memory = MemoryBanks(len(pair.labels), feat_dim, nce_k, nce_t, nce_m)
+            self.negatives = Negatives(pair.labels, nce_k)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        if self.negatives is None:
+            return self.queue_loss(s.pooled, t.pooled)
+        return self.contrast_loss(s.pooled, t.pooled, batch.index, self.negatives(batch.index))
+
+    def contrast_loss(self, f_s: Tensor, f_t: Tensor, index: Tensor, contrast_idx: Tensor) -> Tensor:
+        """index [B]: the samples' places in the banks; contrast_idx [B, K + 1]: the candidates."""
+        m, v1, v2 = self.memory, self.embed_s(f_s), self.embed_t(f_t).detach()
+        o1 = m.log_scores(v1.detach(), m.memory_v2, m.Z_v1, contrast_idx).exp()
+        o2 = m.log_scores(v2, m.memory_v1, m.Z_v2, contrast_idx).exp()
+        value, weight = self._relate(o1 / self.t_s, o2 / self.t_t)
+        loss = with_gradient(value, v1, m.pull(weight * o1 / self.t_s, m.memory_v2, contrast_idx)).mean()
+        m.update(v1, v2, index)
+        return full(loss)
+
+    def queue_loss(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        z_s, z_t, queue = self.embed_s(f_s), self.embed_t(f_t).detach(), self.memory.queue
+        if self.enqueue == "before":
+            self.memory.push(z_t)
+        value, weight = self._relate(z_s.detach() @ queue.T / self.t_s, z_t @ queue.T / self.t_t)
+        loss = with_gradient(value, z_s, weight @ queue / self.t_s).mean()
+        if self.enqueue == "after":
+            self.memory.push(z_t)
+        return full(loss)
+
+    @staticmethod
+    def _relate(u_s: Tensor, u_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy of softmax(u_s) under softmax(u_t), [B], and its gradient to u_s."""
+        log_s, p_t = torch.log_softmax(u_s, 1), torch.softmax(u_t, 1)
+        return -(p_t * log_s).sum(1), log_s.exp() - p_t

@@ -1,0 +1,47 @@
+"""Data sets: one file and one import line each."""
+
+import dataclasses
+from pathlib import Path
+
+from . import cifar as cifar
+from . import digits as digits
+from . import folder as folder
+from .base import Batch, ImageSet, dataset_names, find_dataset, register
+from .batches import Augment, Batches, ValBatches, limit
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "Batches",
+    "ImageSet",
+    "ValBatches",
+    "dataset_names",
+    "find_dataset",
+    "limit",
+    "load",
+    "register",
+]
+
+
+def load(
+    name: str,
+    folder: str | Path,
+    image_size: int | None = None,
+    limit_train: int | None = None,
+    limit_val: int | None = None,
+) -> ImageSet:
+    """Data set `name` from `folder`, in images of `image_size` pixels (None: its own), cut to class-balanced subsets.
+
+    Raises ValueError (unknown name, bad size or limit, broken data) or FileNotFoundError (data missing), in one line.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image_size: expected at least 1 pixel, found {image_size}")
+    data = find_dataset(name)(folder, image_size)
+    for part, n in (("train", limit_train), ("val", limit_val)):
+        if n is not None:
+            try:
+                subset = limit(getattr(data, f"{part}_images"), getattr(data, f"{part}_labels"), n)
+            except ValueError as error:
+                raise ValueError(f"--limit_{part}: {error}") from error
+            data = dataclasses.replace(data, **{f"{part}_images": subset[0], f"{part}_labels": subset[1]})
+    return data

@@ -1,0 +1,56 @@
+"""What every data set gives, and the table of data sets."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One step's samples, on the training device."""
+
+    images: Tensor  # [B, C, H, W], or [B, V, C, H, W] where the method asked for V views; normalised float32
+    labels: Tensor  # [B] int64
+    index: Tensor  # [B] int64, place of each sample in the training set (0 .. n_data - 1)
+
+
+@dataclass
+class ImageSet:
+    """A whole data set in memory."""
+
+    train_images: Tensor  # [N, 3, H, W] uint8
+    train_labels: Tensor  # [N] int64
+    val_images: Tensor  # [M, 3, H, W] uint8
+    val_labels: Tensor  # [M] int64
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]  # of the training images, in 0..1
+    std: tuple[float, float, float]
+    padding: int = 4  # pixels of zero padding before the random crop
+    flip: bool = True  # random horizontal flip
+
+
+_datasets: dict[str, Callable[..., ImageSet]] = {}
+
+
+def register(name: str) -> Callable:
+    """Makes the decorated loader, (folder, image_size) -> ImageSet, available as `--dataset name`."""
+
+    def add(loader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:
+        _datasets[name] = loader
+        return loader
+
+    return add
+
+
+def dataset_names() -> list[str]:
+    return sorted(_datasets)
+
+
+def find_dataset(name: str) -> Callable[..., ImageSet]:
+    """Raises ValueError, with the near names, where there is no data set of that name."""
+    if name not in _datasets:
+        near = difflib.get_close_matches(name, _datasets, n=3, cutoff=0.4)
+        raise ValueError(f"unknown data set {name!r}; near: {', '.join(near or dataset_names())}")
+    return _datasets[name]

@@ -1,0 +1,26 @@
+"""What several data sets do to their images when they are loaded."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Channels = tuple[float, float, float]
+
+
+def resize(images: Tensor, size: int | None) -> Tensor:
+    """Square images [N, 3, H, H] uint8 in `size` x `size` pixels: bilinear, antialiased where they shrink."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def measure(images: Tensor) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel of images [N, 3, H, W] uint8, in 0..1; a constant channel's is 1."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(3):
+        # Counting the 256 values is exact, and needs no float copy of the images.
+        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        mean.append((count @ values / count.sum()).item())
+        std.append((count @ (values - mean[-1]).square() / count.sum()).sqrt().item() or 1.0)
+    return tuple(mean), tuple(std)

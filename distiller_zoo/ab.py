@@ -1,0 +1,37 @@
+"""Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons. Heo et al., AAAI 2019.
+https://arxiv.org/abs/1811.03233
+
+Differs, as RepDistiller does: all stages are initialised at once, and nothing but the labels (and KD, where asked
+for) trains the student afterwards, so `-b` has no effect.
+"""
+
+from torch import Tensor, nn
+
+from .adapters import Regressor, full, pair_maps, same_size
+from .base import Batch, Distiller, Output, Pair
+
+
+class AB(Distiller, name="ab", aliases=("abound",)):
+    """Pushes student pre-activations beyond a margin on the teacher's side of zero, before training proper."""
+
+    weights = (1.0, 0.0, 0.0)
+
+    def __init__(self, pair: Pair, *, ab_margin: float = 1.0) -> None:
+        super().__init__(pair)
+        self.margin = ab_margin
+        self.connectors = nn.ModuleList(
+            nn.Identity() if s.shape[1:] == t.shape[1:] else Regressor(s.shape, t.shape, relu=False)
+            for s, t in pair_maps(pair.s.preacts[1:], pair.t.preacts[1:])
+        )
+
+    def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """Sum over elements, per sample, times 3/1000; the last stage has weight 1, each earlier one half the next."""
+        total, m = 0.0, self.margin
+        for connect, (g_s, g_t) in zip(self.connectors, pair_maps(s.preacts[1:], t.preacts[1:]), strict=True):
+            g_s, g_t = same_size(connect(full(g_s)), full(g_t.detach()))
+            wrong_side = ((g_s > -m) & (g_t <= 0)) * (g_s + m).square() + ((g_s <= m) & (g_t > 0)) * (g_s - m).square()
+            total = total / 2 + wrong_side.sum()
+        return total * (3 / 1000 / s.logits.shape[0])
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return full(s.logits.new_zeros(()))

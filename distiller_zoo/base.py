@@ -1,0 +1,84 @@
+"""The contract of a method, and the table of methods."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from dataset.base import Batch
+from models.base import Output
+
+__all__ = ["Batch", "Distiller", "Output", "Pair", "find_method", "method_names", "method_options"]
+
+
+class Pair(NamedTuple):
+    """What a method may look at when it is built."""
+
+    s: Output  # student on a dummy batch: read shapes from it
+    t: Output  # teacher likewise
+    student: nn.Module
+    teacher: nn.Module
+    labels: Tensor  # [n_data] of the whole training set
+
+
+class Distiller(nn.Module):
+    """Base of the methods: `class SP(Distiller, name="sp", aliases=("similarity",))` becomes `--distill sp`.
+
+    Keyword-only arguments of a subclass's __init__ become flags of that method; their annotations (int, float, str,
+    bool, Literal[...]) and defaults are the flags'. Parameters train with the student's, buffers are saved with it.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published r, a, b: used where flags are left out
+    relational: ClassVar[bool] = False  # True: the loss compares samples, so ranks must gather before it
+    init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
+    epoch: int = 1  # set by the script each epoch (ramps)
+
+    def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name, cls.aliases = name, aliases
+            for key in (name, *aliases):
+                if key in _methods:
+                    raise ValueError(f"two methods are called {key!r}: {_methods[key].__name__} and {cls.__name__}")
+                _methods[key] = cls
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+
+    def views(self, augment: Callable) -> Callable:
+        """The batched augmentation that this method trains on; several views come as [B, V, C, H, W]."""
+        return augment
+
+    def wrap(self, student: nn.Module) -> nn.Module:
+        """The network that is trained, validated and saved."""
+        return student
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The loss: one scalar, float32 (float64 for float64 inputs)."""
+        raise NotImplementedError
+
+
+_methods: dict[str, type[Distiller]] = {}
+
+
+def method_names() -> list[str]:
+    """Names without aliases, in order of registration."""
+    return [name for name, cls in _methods.items() if name == cls.name]
+
+
+def find_method(name: str) -> type[Distiller]:
+    """The class behind a name or alias. Raises ValueError, with the near names, where there is none."""
+    if name not in _methods:
+        near = difflib.get_close_matches(name, _methods, n=3, cutoff=0.4)
+        raise ValueError(f"unknown method {name!r}; near: {', '.join(near or method_names())}")
+    return _methods[name]
+
+
+def method_options(cls: type[Distiller]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a method, which are its flags."""
+    parameters = inspect.signature(cls.__init__, eval_str=True).parameters
+    return {p.name: p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}

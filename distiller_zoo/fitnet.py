@@ -1,0 +1,32 @@
+"""FitNets: Hints for Thin Deep Nets. Romero et al., ICLR 2015. https://arxiv.org/abs/1412.6550
+
+Differs, as RepDistiller does: the hint is learned together with the labels instead of in a stage of its own, and the
+regressor ends in BatchNorm and ReLU, although a teacher map without a ReLU (WRN) has negative values too.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import Regressor, full, same_size
+from .base import Batch, Distiller, Output, Pair
+
+
+class FitNet(Distiller, name="fitnet", aliases=("hint",)):
+    """Mean squared error between the regressed student map and the teacher's, both feats[hint_layer].
+
+    Raises ValueError where a network has no such map.
+    """
+
+    weights = (1.0, 0.0, 100.0)
+
+    def __init__(self, pair: Pair, *, hint_layer: int = 2) -> None:
+        super().__init__(pair)
+        n_s, n_t = len(pair.s.feats), len(pair.t.feats)
+        if not 0 <= hint_layer < min(n_s, n_t):
+            raise ValueError(f"hint_layer {hint_layer} must be in 0..{min(n_s, n_t) - 1}: {n_s} and {n_t} maps")
+        self.hint_layer = hint_layer
+        self.regressor = Regressor(pair.s.feats[hint_layer].shape, pair.t.feats[hint_layer].shape, relu=True)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        hint = full(t.feats[self.hint_layer].detach())
+        return F.mse_loss(*same_size(self.regressor(full(s.feats[self.hint_layer])), hint))

@@ -1,0 +1,45 @@
+"""A Gift from Knowledge Distillation. Yim et al., CVPR 2017.
+https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
+
+Differs, as RepDistiller does: maps of unequal size are average-pooled; training proper uses the labels alone (and KD,
+where asked for), so `-b` has no effect.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .adapters import full, pair_maps, same_size
+from .base import Batch, Distiller, Output, Pair
+
+
+def flow(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Mean over space of the products of each map's channels with the next map's, [B, C_next, C]."""
+    pairs = (same_size(full(low), full(high)) for low, high in zip(maps[:-1], maps[1:], strict=True))
+    return [high.flatten(2) @ low.flatten(2).mT / low[0, 0].numel() for low, high in pairs]
+
+
+class FSP(Distiller, name="fsp"):
+    """Initialises the student on how the teacher's features flow from one map to the next, stem included.
+
+    Raises ValueError where the paired maps differ in channels, or there are fewer than two.
+    """
+
+    weights = (1.0, 0.0, 0.0)
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__(pair)
+        pairs = pair_maps(pair.s.feats, pair.t.feats)
+        c_s, c_t = ([f[side].shape[1] for f in pairs] for side in (0, 1))
+        if c_s != c_t:
+            raise ValueError(f"fsp needs equal channels, not {c_s} and {c_t}")
+        if len(pairs) < 2:
+            raise ValueError(f"fsp needs at least two maps, not {len(pair.s.feats)} and {len(pair.t.feats)}")
+
+    def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        maps_s, maps_t = zip(*pair_maps(s.feats, t.feats), strict=True)
+        pairs = zip(flow(maps_s), flow([f.detach() for f in maps_t]), strict=True)
+        return sum((m_s - m_t).square().mean() for m_s, m_t in pairs)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return full(s.logits.new_zeros(()))

@@ -1,0 +1,55 @@
+"""Paraphrasing Complex Network: Network Compression via Factor Transfer. Kim, Park, Kwak, NeurIPS 2018.
+https://arxiv.org/abs/1802.04977
+
+Differs, as RepDistiller does: factors are averaged over their channels before they are compared (the paper compares
+whole factors), and the paraphraser has no BatchNorm.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import BatchNorm, full, same_size, unit
+from .base import Batch, Distiller, Output, Pair
+
+
+def chain(conv: type[nn.Module], widths: list[int], norm: bool) -> nn.Sequential:
+    """3x3 convolutions from width to width, each with BatchNorm if norm, and LeakyReLU."""
+    layers: list[nn.Module] = []
+    for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
+        layers += [conv(c_in, c_out, 3, padding=1), *([BatchNorm(c_out)] if norm else []), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers)
+
+
+class FT(Distiller, name="ft", aliases=("factor",)):
+    """A translator of the student's last map imitates the teacher's factor, which a pre-trained paraphraser gives.
+
+    ft_k: channels of a factor over those of the teacher's map. Raises ValueError where that leaves none.
+    """
+
+    weights = (1.0, 0.0, 200.0)
+
+    def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_p1: int = 2, ft_p2: int = 1) -> None:
+        super().__init__(pair)
+        c_s, c_t = pair.s.feats[-1].shape[1], pair.t.feats[-1].shape[1]
+        k = int(c_t * ft_k)
+        if k < 1:
+            raise ValueError(f"ft_k {ft_k} leaves no factor of the teacher's {c_t} channels")
+        self.p1, self.p2 = ft_p1, ft_p2
+        self.translator = chain(nn.Conv2d, [c_s, c_s, k, k], norm=True)
+        self.encoder = chain(nn.Conv2d, [c_t, c_t, k, k], norm=False)
+        self.decoder = chain(nn.ConvTranspose2d, [k, k, c_t, c_t], norm=False)
+
+    def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The paraphraser (encoder, decoder) learns to reconstruct the teacher's map; the student takes no part."""
+        f_t = full(t.feats[-1].detach())
+        return F.mse_loss(self.decoder(self.encoder(f_t)), f_t)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            target = self.encoder(full(t.feats[-1]))
+        return self.factor_loss(self.translator(full(s.feats[-1])), target)
+
+    def factor_loss(self, factor_s: Tensor, factor_t: Tensor) -> Tensor:
+        a_s, a_t = (unit(f.pow(self.p1).mean(1).flatten(1)) for f in same_size(factor_s, factor_t))
+        return (a_s - a_t).abs().pow(self.p2).mean() if self.p2 != 1 else F.l1_loss(a_s, a_t)

@@ -1,0 +1,49 @@
+"""DCD: Discriminative and Consistent Representation Distillation. Giakoumoglou, Stathaki, 2024.
+https://arxiv.org/abs/2407.11802 (first titled Invariant Consistency for Knowledge Distillation: ICD)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import UnitLinear
+from .base import Batch, Distiller, Output, Pair
+
+
+class ICD(Distiller, name="icd", aliases=("dcd",)):
+    """Each student embedding must find its own teacher embedding in the batch (contrast), and the similarities must
+    read alike from both sides (consistency, weight icd_alpha).
+
+    The scale exp(tau), at most max_tau, is learned; `icd_trainable False` multiplies by nce_t instead, as the
+    authors' code does. The bias b cancels in both softmaxes: it never trains, and is kept as the authors have it.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    relational = True
+    max_tau = 10.0
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        feat_dim: int = 128,
+        icd_alpha: float = 0.5,
+        icd_trainable: bool = True,
+        nce_t: float = 0.07,
+    ) -> None:
+        super().__init__(pair)
+        self.alpha, self.nce_t = icd_alpha, nce_t
+        self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
+        self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim)
+        self.tau = nn.Parameter(torch.tensor(1.0)) if icd_trainable else None
+        self.b = nn.Parameter(torch.tensor(0.0)) if icd_trainable else None
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        logits = self.embed_s(s.pooled) @ self.embed_t(t.pooled.detach()).T  # [student, teacher]
+        if self.tau is None:
+            logits = logits * self.nce_t
+        else:
+            logits = logits * self.tau.exp().clamp(max=self.max_tau) + self.b
+        by_student, by_teacher = logits.log_softmax(1), logits.log_softmax(0).T
+        contrast = -by_student.diagonal().mean()
+        return contrast + self.alpha * F.kl_div(by_student, by_teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,35 @@
+"""Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531
+
+Differs: softened KL with the teacher's entropy subtracted (the gradient is that of the paper's cross entropy).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full
+from .base import Batch, Distiller, Output, Pair
+
+
+def kd_loss(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T, summed over classes and averaged over the batch.
+
+    z_s, z_t: logits [B, K]. No gradient reaches z_t. Averaging over classes too would be K times weaker.
+    """
+    log_s = F.log_softmax(full(z_s) / T, dim=1)
+    log_t = F.log_softmax(full(z_t.detach()) / T, dim=1)
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * T**2
+
+
+class KD(Distiller, name="kd"):
+    """The loop's own KD term (alpha) is this loss, so the published weights leave beta at 0."""
+
+    weights = (0.1, 0.9, 0.0)
+
+    def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
+        super().__init__(pair)
+        if kd_T <= 0:
+            raise ValueError(f"kd_T must be positive, not {kd_T}")
+        self.kd_T = kd_T
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return kd_loss(s.logits, t.logits, self.kd_T)

@@ -1,0 +1,95 @@
+"""Self-supervised Knowledge Distillation Using Singular Value Decomposition. Lee, Kim, Song, ECCV 2018.
+https://arxiv.org/abs/1807.06819
+
+Differs: the sign of a singular vector, which the loss depends on and a decomposition leaves open, is fixed by a
+positive sum (the leading one of a map behind a ReLU has no negative entry); gradients are the first-order change of
+the vectors with damped gaps, so that equal singular values give no NaN. torch.linalg.eigh synchronises on a GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from .adapters import stages, unit
+from .base import Batch, Distiller, Output, Pair
+
+
+class KDSVD(Distiller, name="kdsvd"):
+    """Compares how the leading kdsvd_k patterns of each stage relate to the stage before.
+
+    A sample's matrix is [places, channels]; `kdsvd_rows` takes [channels * height, width] instead, as mdistiller
+    does. Raises ValueError where the second size differs between the networks, or there are fewer than two stages.
+    """
+
+    def __init__(self, pair: Pair, *, kdsvd_k: int = 1, kdsvd_rows: bool = False) -> None:
+        super().__init__(pair)
+        self.k, self.rows = kdsvd_k, kdsvd_rows
+        s, t = zip(*(tuple(self._matrix(f).shape[1:] for f in maps) for maps in stages(pair.s, pair.t)), strict=True)
+        if [n for _, n in s] != [n for _, n in t]:
+            what = "widths" if kdsvd_rows else "channels"
+            raise ValueError(f"kdsvd needs equal {what}, not {[n for _, n in s]} and {[n for _, n in t]}")
+        if len(s) < 2 or kdsvd_k > min(min(shape) for shape in s + t):
+            raise ValueError(f"kdsvd needs two stages of rank {kdsvd_k} or more, not {s} and {t}")
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        total, before = 0.0, None
+        for f_s, f_t in stages(s, t):
+            x_s, x_t = self._matrix(f_s), self._matrix(f_t)
+            sigma, v_t = vectors(x_t, self.k)
+            v_t = self.orient(v_t)
+            now = follow(x_s, v_t, self.k + 3) * sigma, v_t * sigma
+            if before is not None:
+                r_s, r_t = (
+                    ((a.unsqueeze(2) - b.unsqueeze(1)).square() / -8).exp() for a, b in zip(now, before, strict=True)
+                )
+                total = total + (r_s - r_t).square().sum() / len(x_s)
+            before = now
+        return total
+
+    def _matrix(self, f: Tensor) -> Tensor:
+        return f.flatten(1, 2) if self.rows else f.flatten(2).mT
+
+    def orient(self, v: Tensor) -> Tensor:
+        """Fixes the signs of the teacher's vectors [B, n, k]."""
+        return torch.where(v.sum(1, keepdim=True) < 0, -v, v)
+
+
+def relation(a: Tensor, b: Tensor) -> Tensor:
+    """Radial basis function of the entries' differences, [B, n_a, n_b, k]."""
+    return ((a.unsqueeze(2) - b.unsqueeze(1)).square() / -8).exp()
+
+
+def decompose(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values [B, m] and right singular vectors [B, n, m] of x [B, r, n], largest first."""
+    if x.shape[2] <= x.shape[1]:
+        square, v = torch.linalg.eigh(x.mT @ x)
+    else:
+        square, u = torch.linalg.eigh(x @ x.mT)
+        v = unit(x.mT @ u, dim=1)
+    return square.flip(1).clamp_min(0.0), v.flip(2)
+
+
+@torch.no_grad()
+def vectors(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k leading singular values, scaled to a unit vector [B, 1, k], and right singular vectors [B, n, k]."""
+    square, v = decompose(x)
+    return unit(square[:, None, :k].sqrt()), v[:, :, :k]
+
+
+def follow(x: Tensor, target: Tensor, count: int) -> Tensor:
+    """For each target [B, n, k] the likest of x's count leading right singular vectors, its sign turned to fit."""
+    with torch.no_grad():
+        square, v = decompose(x)
+        pick = (v[:, :, :count].mT @ target).abs().argmax(dim=1, keepdim=True)
+        own = v.gather(2, pick.expand(-1, v.shape[1], -1))
+        own_square = square.unsqueeze(1).gather(2, pick)
+        floor = 1e-2 * torch.finfo(x.dtype).eps * square[:, :1, None] ** 2 + torch.finfo(x.dtype).tiny
+        inverse = own_square / (own_square**2 + floor)
+        gap = own_square - square.unsqueeze(2)
+        others = torch.arange(square.shape[1], device=x.device).view(1, -1, 1) != pick
+        weight = torch.where(others, gap / (gap**2 + floor) - inverse, 0.0)
+    # First-order change of an eigenvector of x'x: (lambda - x'x)^+ d(x'x) own; the value of the bracket is zero.
+    moved = x.mT @ (x @ own)
+    moved = moved - moved.detach()
+    across = moved - own * (own * moved).sum(1, keepdim=True)
+    own = own + across * inverse + v @ (weight * (v.mT @ moved))
+    return own * (own.detach() * target).sum(1, keepdim=True).sign()

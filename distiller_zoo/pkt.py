@@ -1,0 +1,31 @@
+"""Probabilistic Knowledge Transfer. Passalis, Tefas, ECCV 2018. https://arxiv.org/abs/1803.10837
+
+Differs, as RepDistiller does: the mean over all B^2 entries, not the sum, hence the weight of 30000; the diagonal is
+part of the distribution.
+"""
+
+import torch
+from torch import Tensor
+
+from .adapters import full
+from .base import Batch, Distiller, Output
+
+
+class PKT(Distiller, name="pkt"):
+    """KL divergence between the rows of the two networks' cosine similarities (of pooled features)."""
+
+    weights = (1.0, 0.0, 30000.0)
+    relational = True
+    eps = 1e-7  # in the norms and in the logarithms
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        p_s, p_t = self._rows(s.pooled), self._rows(t.pooled.detach())
+        return (p_t * ((p_t + self.eps) / (p_s + self.eps)).log()).mean()
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Each sample's similarities to the batch, in 0..1, divided by their sum, [B, B]."""
+        x = full(x)
+        square = x.square().sum(1, keepdim=True)
+        x = x / (torch.where(square > 0, square, 1.0).sqrt() + self.eps)  # the root has no gradient at a zero row
+        similarity = ((x @ x.T + 1) / 2).clamp_min(0.0)  # rounding, TF32's above all, reaches below -1
+        return similarity / similarity.sum(1, keepdim=True)

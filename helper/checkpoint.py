@@ -1,0 +1,146 @@
+"""Files that are never half there, and checkpoints that cannot run code."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .util import UserError
+
+
+def atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Lets `write(file)` fill a temporary file, then renames it: under `path` stands the old or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    atomically(path, lambda file: torch.save(state, file))
+
+
+def save_json(path: Path, value: object) -> None:
+    atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
+    """Reads a checkpoint to CPU without running any code from it.
+
+    Takes torch files (RepDistiller's pickled `opt` included) and .safetensors.
+    Raises UserError, naming the flag and the file, for a file that is missing, broken or wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file" if not path.exists() else f"{flag} {path}: not a file")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise UserError(f"{flag} {path}: needs the package safetensors (pip install safetensors)") from None
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors' own error type is not exported everywhere
+            raise UserError(f"{flag} {path}: broken safetensors file: {first_line(error)}") from None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch names what the pickle asked for: "... GLOBAL posix.system was not an allowed global ..."
+        wanted = re.search(r"GLOBAL (\S+)|class (\S+)|function (\S+)", str(error))
+        if wanted is None or zipfile_broken(path):
+            reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()[0]
+            raise UserError(f"{flag} {path}: truncated, or not a checkpoint of tensors alone: {reason}") from None
+        asked = next(filter(None, wanted.groups()))
+        raise UserError(f"{flag} {path}: refused, its pickle asks for {asked}; only tensors are loaded") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{flag} {path}: truncated, or not a checkpoint: {first_line(error)}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{flag} {path}: expected a dict of tensors, found {type(state).__name__}")
+    return state
+
+
+def zipfile_broken(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint: ours, RepDistiller's, a `state_dict` key or bare; `module.` is dropped."""
+    for key in ("model", "state_dict"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    weights = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not weights:
+        raise UserError(f"{flag} {path}: holds no tensors under `model`, `state_dict` or at the top")
+    return weights
+
+
+def head_key(model: nn.Module) -> str:
+    return next(key for key, parameter in model.named_parameters() if parameter is model.head.weight)
+
+
+def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | Path) -> int:
+    """How many classes a checkpoint of this kind of network has. Raises UserError where it holds no such classifier."""
+    weight = weights_of(state, flag, path).get(head_key(model))
+    if weight is None or weight.dim() != 2:
+        raise UserError(f"{flag} {path}: not a {type(model).__name__}: it holds no {head_key(model)}")
+    return len(weight)
+
+
+def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path) -> None:
+    """Loads weights into a network. Raises UserError where names or shapes do not fit, the class count first."""
+    weights = weights_of(state, flag, path)
+    own = model.state_dict()
+    head = head_key(model)
+    if head in weights and weights[head].dim() == 2 and len(weights[head]) != len(own[head]):
+        raise UserError(f"{flag} {path}: has {len(weights[head])} classes, the data set has {len(own[head])}")
+    # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads
+    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
+    surplus = [k for k in weights if k not in own]
+    shaped = [k for k in own if k in weights and weights[k].shape != own[k].shape]
+    if missing or surplus or shaped:
+        first = (
+            f"{shaped[0]} is {list(weights[shaped[0]].shape)}, not {list(own[shaped[0]].shape)}"
+            if shaped
+            else f"{missing[0]} is missing"
+            if missing
+            else f"{surplus[0]} is not part of it"
+        )
+        raise UserError(
+            f"{flag} {path}: not a {name}: {first} "
+            f"({len(missing)} missing, {len(surplus)} surplus, {len(shaped)} of another shape)"
+        )
+    model.load_state_dict(own | weights)
+
+
+def find_name(state: dict[str, Any], path: str | Path, known: Callable[[str], bool]) -> str | None:
+    """The network a checkpoint belongs to: as it says itself, else by its folder (`wrn_40_2_vanilla/` is wrn_40_2)."""
+    if isinstance(state.get("model_name"), str):
+        return state["model_name"]
+    parts = Path(path).absolute().parent.name.split("_")
+    candidates = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((name for name in candidates if known(name)), None)

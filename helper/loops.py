@@ -1,0 +1,190 @@
+"""The training loop, which serves teacher, initialisation, distillation and probe, and the validation loop."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .meters import Meters
+from .run import Run
+from .util import Diverged, peak_memory_mb, rng_state, set_rng_state
+
+
+class Stage(NamedTuple):
+    """A part of a run with an optimiser of its own."""
+
+    name: str  # "" for the training that is validated, and whose last epoch is the result
+    epochs: int
+    loss: Callable[..., dict[str, Tensor]]  # (student's Output, teacher's Output or None, batch) -> weighted terms
+    learning_rate: float
+    decay_epochs: Sequence[int] = ()  # the rate falls after each of these
+    teacher: nn.Module | None = None  # None: no term of the loss asks for it
+    train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
+
+    @property
+    def log(self) -> str:
+        return f"{self.name}_log.csv" if self.name else "log.csv"
+
+
+class Precision:
+    """`--amp`: what the networks compute in. Losses are float32 whatever this says."""
+
+    def __init__(self, amp: str, device: torch.device) -> None:
+        self.device, self.dtype = device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def fit(
+    run: Run,
+    stages: list[Stage],
+    opt: argparse.Namespace,
+    *,
+    student: nn.Module,
+    criterion: nn.Module,
+    batches: Any,
+    val_batches: Iterable,
+    device: torch.device,
+    facts: dict[str, Any],
+) -> None:
+    """Trains the stages in order, from where the run was interrupted, and writes its result.
+
+    `criterion` is what the checkpoint keeps beside the student (adapters, banks); the stages' losses are made of it.
+    `facts` go into every checkpoint and into summary.json.
+    """
+    precision = Precision(opt.amp, device)
+    compiled = torch.compile if opt.compile else lambda network: network
+    network = compiled(student)
+    done = {stage.log: 0 for stage in stages}
+    best_acc = -1.0
+    if run.state:
+        student.load_state_dict(run.state["model"])
+        criterion.load_state_dict(run.state["criterion"])
+        precision.scaler.load_state_dict(run.state["scaler"])
+        set_rng_state(run.state["rng"])
+        done, best_acc, facts = run.state["done"], run.state["best_acc"], run.state["facts"]
+        print(f"continuing {run.folder} after " + ", ".join(f"{n} epochs of {log}" for log, n in done.items()))
+    run.start(device)
+
+    for stage in stages:
+        parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
+        optimizer = torch.optim.SGD(
+            parameters, stage.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True
+        )
+        if run.state and run.state["stage"] == stage.log:
+            optimizer.load_state_dict(run.state["optimizer"])
+        teacher = compiled(stage.teacher) if stage.teacher else None
+        for epoch in range(done[stage.log] + 1, stage.epochs + 1):
+            lr = stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            row = {"epoch": epoch, "lr": lr}
+            row |= train(run, stage, epoch, network, teacher, criterion, batches, optimizer, precision, opt)
+            if not stage.name:
+                row |= validate(val_batches, network, precision)
+                if not row["val_loss"] < float("inf"):
+                    raise Diverged(f"epoch {epoch}: the validation loss is {row['val_loss']} after the last step")
+            row["peak_memory_mb"] = round(peak_memory_mb(device), 1)
+            print(as_line(row, stage), flush=True)
+
+            run.log(stage.log, row)
+            done[stage.log] = epoch
+            weights = {"model": student.state_dict(), "epoch": epoch, **facts}
+            if not stage.name:
+                if row["val_acc"] > best_acc:
+                    best_acc = row["val_acc"]
+                    run.save("best.pth", weights | {"accuracy": row["val_acc"]})
+                if epoch % opt.save_freq == 0:
+                    run.save(f"ckpt_epoch_{epoch}.pth", weights | {"accuracy": row["val_acc"]})
+            rest = {"stage": stage.log, "done": done, "best_acc": best_acc, "facts": facts, "rng": rng_state()}
+            rest |= {"criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
+            run.save("last.pth", weights | rest | {"scaler": precision.scaler.state_dict()})
+        optimizer.zero_grad(set_to_none=True)  # a parameter that the next stage leaves alone must have no gradient
+    run.finish(facts)
+
+
+def train(
+    run: Run,
+    stage: Stage,
+    epoch: int,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    criterion: nn.Module,
+    batches: Any,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    opt: argparse.Namespace,
+) -> dict[str, float]:
+    """One epoch. Returns the training columns of its row."""
+    student.train(stage.train_mode)
+    criterion.train()
+    criterion.set_epoch(epoch)
+    label = f"{stage.name} " if stage.name else ""
+    meters = Meters(precision.device, opt.print_freq)
+    start = time.perf_counter()
+    # disable=None: no bar where the output is not a terminal
+    bar = tqdm(batches.epoch(epoch), f"{label}epoch {epoch}", len(batches), leave=False, disable=None)
+    for step, batch in enumerate(bar, 1):
+        images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
+        with precision.autocast():
+            s = student(images, is_feat=True)
+            with torch.no_grad():
+                t = teacher(images, is_feat=True) if teacher is not None else None
+        terms = stage.loss(s, t, batch)
+        precision.step(sum(terms.values()), optimizer)
+        meters.add(terms, s.logits[:: len(s.logits) // len(batch.labels)], batch.labels)
+        if step % opt.print_freq == 0 or step % opt.tb_freq == 0:
+            means = meters.read(epoch, label)
+            bar.set_postfix(loss=f"{means['loss']:.3f}", acc=f"{means['acc']:.1f}")
+            if step % opt.tb_freq == 0:
+                steps = {f"{label}step_{name}": value for name, value in means.items()}
+                run.scalars.log(steps, (epoch - 1) * len(batches) + step)
+    means = meters.read(epoch, label)
+    seconds = time.perf_counter() - start
+    return {
+        "train_loss": means["loss"],
+        "train_acc": means["acc"],
+        "train_seconds": round(seconds, 3),
+        "images_per_second": round(meters.images / seconds, 1),
+    }
+
+
+@torch.no_grad()
+def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> dict[str, float]:
+    """Cross entropy and accuracy in percent over a whole set, each sample once."""
+    model.eval()
+    sums = torch.zeros(3, device=precision.device, dtype=torch.float64)
+    images = 0
+    for batch in val_batches:
+        with precision.autocast():
+            logits = model(batch.images)
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1]), 1).indices == batch.labels[:, None]
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
+        images += len(batch.labels)
+    loss, top1, top5 = (sums / images).tolist()
+    return {"val_loss": loss, "val_acc": 100.0 * top1, "val_acc_top5": 100.0 * top5}
+
+
+def as_line(row: dict[str, Any], stage: Stage) -> str:
+    line = f"epoch {row['epoch']}/{stage.epochs}  lr {row['lr']:.4g}  loss {row['train_loss']:.4f}"
+    if "val_acc" in row:
+        line += f"  train {row['train_acc']:.2f}  val {row['val_acc']:.2f} (top-5 {row['val_acc_top5']:.2f})"
+    else:
+        line = f"{stage.name} {line}"
+    return f"{line}  {row['train_seconds']:.1f} s  {row['images_per_second']:.0f} images/s"

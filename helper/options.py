@@ -1,0 +1,245 @@
+"""Options that several scripts share, how they are checked, and where their values may come from."""
+
+import argparse
+import difflib
+import inspect
+import json
+import math
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from torch import nn
+
+import dataset
+import models
+
+from .util import UserError, mendable
+
+# what may change between the start of a run and its continuation: it does not touch the numbers
+FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "num_workers", "data_folder", "save_folder"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong option is one line without the usage text."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        self.add_argument(
+            "--config", metavar="FILE", help="JSON file of option values; the command line goes before it"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
+        import sys
+
+        args = sys.argv[1:] if args is None else list(args)
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config")
+        config = first.parse_known_args(args)[0].config
+        return super().parse_args((self.config_arguments(config) if config else []) + args)
+
+    def config_arguments(self, path: str) -> list[str]:
+        """The file's values as arguments, so that they meet the same checks as typed ones."""
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--config {path}: {error}") from None
+        values = values.get("options", values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            raise UserError(f"--config {path}: expected a JSON object of options, found {type(values).__name__}")
+        actions = {a.dest: a for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
+        arguments = []
+        for key, value in values.items():
+            if key not in actions:
+                near = difflib.get_close_matches(key, actions, n=3)
+                raise UserError(
+                    f"--config {path}: unknown option {key!r}" + (f"; near: {', '.join(near)}" if near else "")
+                )
+            flags = actions[key].option_strings
+            if actions[key].nargs == 0:
+                if not isinstance(value, bool):
+                    raise UserError(f"--config {path}: {key} is true or false, not {value!r}")
+                if isinstance(actions[key], argparse.BooleanOptionalAction):
+                    arguments.append(flags[0] if value else flags[-1])
+                else:
+                    arguments += [flags[-1]] if value else []
+            elif value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                arguments.append(f"{flags[-1]}={text}")
+        return arguments
+
+
+def number(kind: type, low: float, low_included: bool = True, what: str = "") -> Callable[[str], Any]:
+    """An argparse type: a finite number of at least (or above) `low`."""
+    what = (
+        what or f"{'a whole number' if kind is int else 'a number'} {'of at least' if low_included else 'above'} {low}"
+    )
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
+        if not math.isfinite(value) or value < low or (value == low and not low_included):
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text}")
+        return value
+
+    return convert
+
+
+count = number(int, 1)
+whole = number(int, 0)
+weight = number(float, 0)
+above_zero = number(float, 0, low_included=False)
+
+
+def epoch_list(text: str) -> list[int]:
+    """`150,180,210` -> [150, 180, 210]; empty: none."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected epochs like 150,180,210, found {text!r}") from None
+
+
+def weight_list(text: str) -> list[float]:
+    """`0.8,1000` -> [0.8, 1000.0]"""
+    return [weight(part) for part in text.split(",")]
+
+
+def known(find: Callable[[str], object]) -> Callable[[str], str]:
+    """An argparse type: a name that `find` knows; its ValueError is the message."""
+
+    def convert(text: str) -> str:
+        try:
+            find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
+
+
+def names_of(find: Callable[[str], object]) -> Callable[[str], list[str]]:
+    """An argparse type: `crd,at` -> ["crd", "at"], each known to `find`, none twice."""
+
+    def convert(text: str) -> list[str]:
+        names = [known(find)(name) for name in text.split(",")]
+        if len({find(name) for name in names}) < len(names):
+            raise argparse.ArgumentTypeError(f"expected different names, found {text!r}")
+        return names
+
+    return convert
+
+
+network = known(lambda name: models.create_model(name, 2))
+
+
+def add_run_options(parser: Parser, trial: str) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name")
+    group.add_argument("--seed", type=whole, help="default: the trial's number")
+    group.add_argument("--run_name", help="name of the run's folder; default: made of the options")
+    group.add_argument("--save_folder", default="./save", help="folder of all runs")
+    group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
+    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
+    group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
+    group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
+    group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
+
+
+def add_data_options(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", type=known(dataset.find_dataset), default="cifar100")
+    group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
+    group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
+    group.add_argument("--batch_size", type=number(int, 2), default=64)
+    group.add_argument("--num_workers", type=count, default=8, help="threads that decode images")
+    group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
+    group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
+
+
+def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=count, default=epochs)
+    group.add_argument("--learning_rate", type=above_zero, help="default: 0.05, or the network's own")
+    group.add_argument("--lr_decay_epochs", type=epoch_list, default=decay, help="the rate falls after these epochs")
+    group.add_argument("--lr_decay_rate", type=above_zero, default=0.1)
+    group.add_argument("--weight_decay", type=weight, default=5e-4)
+    group.add_argument("--momentum", type=weight, default=0.9)
+
+
+def add_method_options(parser: Parser, methods: dict[str, dict[str, inspect.Parameter]]) -> None:
+    """A flag for each keyword of the methods (name -> keyword -> parameter). Left out, the method's default holds."""
+    group = parser.add_argument_group("options of the methods")
+    users: dict[str, list[str]] = {}
+    for name, parameters in methods.items():
+        for key in parameters:
+            users.setdefault(key, []).append(name)
+    for key, names in users.items():
+        parameter = methods[names[0]][key]
+        kinds = {methods[name][key].annotation for name in names}
+        if len(kinds) > 1:
+            raise TypeError(f"--{key} has different types in {', '.join(names)}")
+        defaults = ", ".join(f"{name} {methods[name][key].default}" for name in names)
+        kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {defaults}"}
+        kind = parameter.annotation
+        if isinstance(kind, types.UnionType):  # `float | None`: left out, it is None
+            kind = next(k for k in get_args(kind) if k is not type(None))
+        if kind is bool:
+            kwargs["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            kwargs.update(choices=get_args(kind))
+        elif kind is int:
+            kwargs["type"] = whole
+        else:
+            kwargs["type"] = kind
+        group.add_argument(f"--{key}", **kwargs)
+
+
+def take_method_options(
+    opt: argparse.Namespace, used: dict[str, dict[str, inspect.Parameter]], known: dict[str, dict]
+) -> dict[str, dict[str, Any]]:
+    """The keyword values of the methods in use, defaults filled in, and noted in `opt` so that options.json has them.
+
+    Raises UserError for a flag that no method in use reads.
+    """
+    given = {key: value for key, value in vars(opt).items() if any(key in parameters for parameters in known.values())}
+    for key in given:
+        if not any(key in parameters for parameters in used.values()):
+            owners = ", ".join(name for name, parameters in known.items() if key in parameters)
+            raise UserError(f"--{key} has no effect here: it belongs to {owners}")
+    chosen = {n: {k: given.get(k, p.default) for k, p in parameters.items()} for n, parameters in used.items()}
+    for values in chosen.values():
+        for key, value in values.items():
+            setattr(opt, key, value)
+    return chosen
+
+
+def settle_seed(opt: argparse.Namespace) -> None:
+    if opt.seed is None:
+        if not str(opt.trial).isdigit():
+            raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given")
+        opt.seed = int(opt.trial)
+
+
+def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
+    """The data set of the options, whole or limited. Raises UserError where its files are not as they should be."""
+    with mendable(f"--dataset {opt.dataset}"):
+        return dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val)
+
+
+def facts(name: str, network: nn.Module, data: dataset.ImageSet) -> dict[str, Any]:
+    """What a checkpoint says of its network beside the weights."""
+    return {
+        "model_name": name,
+        "num_classes": len(data.classes),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }

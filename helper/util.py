@@ -1,0 +1,114 @@
+"""Small things that every script needs: how commands end, seeds, the machine in words."""
+
+import contextlib
+import functools
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the flag or file, what was expected and what was found."""
+
+
+class Diverged(Exception):
+    """A loss became NaN or infinite."""
+
+
+def command(main: Callable[..., object]) -> Callable[..., None]:
+    """Runs a script's main and turns what the user can mend into one line and an exit status (2, or 3: diverged)."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> None:
+        try:
+            main(argv)
+        except (UserError, Diverged) as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            sys.exit(3 if isinstance(error, Diverged) else 2)
+
+    return run
+
+
+@contextlib.contextmanager
+def mendable(what: str) -> Iterator[None]:
+    """What the block raises of ValueError and OSError is about the user's input: one line that begins with `what`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators. The order of the images and their augmentation have their own, by (seed, epoch)."""
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict:
+    """The global generators' states, as tensors that a weights-only load accepts."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def choose_device(name: str | None) -> torch.device:
+    """`--device`, else the GPU where there is one. Raises UserError for a device that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # Unix only, and only needed here
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Versions, commit and hardware of this run, without names of hosts."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    commit = git("rev-parse", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += "+changes"
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+        "commit": commit or "unknown",
+        "host": {
+            "cpu": names[0].split(":", 1)[1].strip() if names else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }

@@ -1,0 +1,18 @@
+"""Networks that return their features. A new one: its file, which registers it, and its name in the import below."""
+
+# ruff: noqa: F401
+from functools import partial
+
+from . import (
+    mobilenetv2,
+    resnet,
+    resnetv2,
+    shufflenetv1,
+    shufflenetv2,
+    vgg,
+    wrn,
+)
+from .base import Network, Output, create_model, is_model, model_names, probe, register, register_pattern
+
+# RepDistiller's table: model_dict["resnet8"](num_classes=100)
+model_dict = {name: partial(create_model, name) for name in model_names()}

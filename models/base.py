@@ -1,0 +1,122 @@
+"""What every network returns, and the table of networks."""
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Network",
+    "Output",
+    "create_model",
+    "init_convs",
+    "is_model",
+    "model_names",
+    "probe",
+    "register",
+    "register_pattern",
+]
+
+
+class Output(NamedTuple):
+    """What a network returns when asked for its features (`is_feat=True`)."""
+
+    logits: Tensor  # [B, K]
+    feats: tuple[Tensor, ...]  # stem, stage 1 .. stage n, as the next stage sees them   [B, C_i, H_i, W_i]
+    preacts: tuple[Tensor, ...]  # the same places before their ReLU (WRN: after the next BatchNorm)
+    pooled: Tensor  # [B, D], what the classifier reads
+
+
+class Network(nn.Module):
+    """Base of the networks. Subclasses give `features(x) -> (feats, preacts, pooled)` and name their classifier.
+
+    model(x) -> logits [B, K]; model(x, is_feat=True) -> Output.
+    """
+
+    head_name = "fc"  # dotted path of the classifier, an nn.Linear
+    learning_rate = 0.05  # RepDistiller's rate for this network at batch 64
+
+    def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Images [B, 3, H, W] to (feats, preacts, pooled) as in Output; the first two have equal lengths."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
+        feats, preacts, pooled = self.features(x)
+        logits = self.head(pooled)
+        return Output(logits, feats, preacts, pooled) if is_feat else logits
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.get_submodule(self.head_name)
+
+    def reset_head(self, num_classes: int) -> None:
+        """Puts a new, freshly initialised classifier in the old one's place, on its device and of its dtype."""
+        parent, _, leaf = self.head_name.rpartition(".")
+        old = self.head.weight
+        new = nn.Linear(self.head.in_features, num_classes, device=old.device, dtype=old.dtype)
+        self.get_submodule(parent).register_module(leaf, new)
+
+    def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
+        """The BatchNorms whose output a stage's last ReLU reads, stage 1 .. n (the overhaul loss reads margins there).
+
+        Raises ValueError where the network has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} names no BatchNorms before the last ReLU of its stages, "
+            "from which the overhaul loss reads its margins; choose another teacher"
+        )
+
+
+def init_convs(model: nn.Module) -> None:
+    """He initialisation of every convolution, by its outputs; biases start at zero (https://arxiv.org/abs/1502.01852)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+_networks: dict[str, Callable[..., nn.Module]] = {}
+_patterns: list[tuple[re.Pattern, Callable[..., nn.Module]]] = []
+
+
+def register(name: str, build: Callable[..., nn.Module]) -> None:
+    """Makes build(num_classes=K) available as `--model name`."""
+    _networks[name] = build
+
+
+def register_pattern(pattern: str, build: Callable[..., nn.Module]) -> None:
+    """Makes every name that fully matches the regular expression available; its groups go to build as strings."""
+    _patterns.append((re.compile(pattern), build))
+
+
+def model_names() -> list[str]:
+    return list(_networks)
+
+
+def is_model(name: str) -> bool:
+    return name in _networks or any(p.fullmatch(name) for p, _ in _patterns)
+
+
+def create_model(name: str, num_classes: int) -> nn.Module:
+    """Builds a network by name. Raises ValueError, with the near names, where there is none."""
+    if name in _networks:
+        return _networks[name](num_classes=num_classes)
+    for pattern, build in _patterns:
+        if match := pattern.fullmatch(name):
+            return build(*match.groups(), num_classes=num_classes)
+    near = difflib.get_close_matches(name, _networks, n=3, cutoff=0.4)
+    raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
+
+
+@torch.no_grad()
+def probe(model: nn.Module, images: Tensor) -> Output:
+    """What the network returns for two black images of the size of `images` [..., C, H, W]: shapes to build from."""
+    was_training = model.training
+    parameter = next(model.parameters())
+    output = model.eval()(parameter.new_zeros(2, *images.shape[-3:]), is_feat=True)
+    model.train(was_training)
+    return output

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Lint and tests. Makes .venv on the first call. Arguments go to pytest: bash scripts/test.sh -k crd
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" requirements-dev.txt requirements.txt
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q "$@"

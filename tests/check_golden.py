@@ -1,0 +1,339 @@
+"""Compares our methods with reference numbers: python tests/check_golden.py DIR
+
+DIR holds manifest.json and one .npz per method (its `format` entry explains both). One line a case (method/variant),
+`N passed, M failed` last; exit status 1 on any failure, or where nothing passed.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fakes import batch, output, pair  # noqa: E402
+
+import crd  # noqa: E402, F401  (registers its methods)
+from distiller_zoo import Distiller, find_method  # noqa: E402
+
+TOLERANCE = 1e-9
+
+
+class Case:
+    """One variant of a method: its arrays, and the module that a stateful method carries from call to call."""
+
+    def __init__(self, name: str, entry: dict, arrays: dict[str, np.ndarray], before: "Case | None") -> None:
+        self.hyper, self.modules, self.no_gradient = entry["hyper"], entry["modules"], entry["no_gradient"]
+        self.arrays = {key.partition("/")[2]: arrays[key] for key in entry["arrays"] if key.startswith(name + "/")}
+        if len(self.arrays) != len(entry["arrays"]):
+            raise ValueError(f"arrays outside {name}/: {sorted(entry['arrays'])}")
+        self.inputs = {key: self._tensor(f"in/{key}") for key in self._section("in")}
+        for key in self._section("grad"):
+            self.inputs[key].requires_grad_()
+        self.before = before
+        self.module: Distiller | None = before.module if before else None
+        self.parameters: dict[str, nn.Parameter] = before.parameters if before else {}
+        self.state: dict[str, Tensor] = before.state if before else {}
+
+    def _section(self, section: str) -> list[str]:
+        return [key.partition("/")[2] for key in self.arrays if key.startswith(section + "/")]
+
+    def _tensor(self, key: str) -> Tensor:
+        x = torch.from_numpy(np.array(self.arrays[key]))
+        return x.double() if x.is_floating_point() else x
+
+    def maps(self, prefix: str) -> list[Tensor]:
+        """Inputs g_s0, g_s1, ... in level order."""
+        found = sorted((int(key[len(prefix) :]), x) for key, x in self.inputs.items() if key.startswith(prefix))
+        if not found:
+            raise KeyError(f"no input {prefix}0")
+        return [x for _, x in found]
+
+    def build(self, name: str, s: dict, t: dict, labels: Tensor | None = None, **options: object) -> Distiller:
+        """The registered method for outputs of these contents, in float64; on a second call the one of the first."""
+        self.s, self.t = output(**s), output(**t)
+        if self.module is None:
+            self.module = find_method(name)(pair(self.s, self.t, labels), **options).double()
+        return self.module
+
+    def load(self, prefixes: dict[str, nn.Module | nn.Parameter], state: dict[str, Tensor] | None = None) -> None:
+        """Copies param/<prefix>.* into our modules by order and shape, and state/* into buffers by name."""
+        if self.before:
+            return
+        for prefix, ours in prefixes.items():
+            names = [f"param/{prefix}"] if isinstance(ours, nn.Parameter) else self._names(prefix)
+            targets = [ours] if isinstance(ours, nn.Parameter) else list(ours.parameters())
+            shapes = [tuple(self.arrays[name].shape) for name in names], [tuple(p.shape) for p in targets]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{prefix} has shapes {shapes[0]}, ours {shapes[1]}")
+            for name, target in zip(names, targets, strict=True):
+                target.data.copy_(self._tensor(name))
+                self.parameters[name.partition("/")[2]] = target
+        if missing := set(self._section("param")) - set(self.parameters):
+            raise ValueError(f"no module of ours holds {sorted(missing)}")
+        self.state = state or {}
+        for key in self._section("state"):
+            self.state[key].copy_(self._tensor(f"state/{key}"))
+
+    def _names(self, prefix: str) -> list[str]:
+        """Keys of a module's parameters in registration order."""
+        (module,) = (m for m in self.modules if m["prefix"] == prefix)
+        paths = [(layer["path"], tensor) for layer in module["layers"] for tensor in layer["tensors"]]
+        return [f"param/{'.'.join(filter(None, (prefix, path, tensor)))}" for path, tensor in paths]
+
+    def call(self) -> Tensor:
+        """The loss of our method on the outputs that build() was given."""
+        return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx")))
+
+    def compare(self, loss: Tensor) -> None:
+        """Raises AssertionError naming the first array that differs."""
+        for p in self.parameters.values():
+            p.grad = None
+        loss.backward()
+        grads = {f"grad/{key}": self.inputs[key].grad for key in self._section("grad")}
+        for key in {*self._section("gradp"), *self._section("gradp_stat"), *self.no_gradient} - {""}:
+            parameter = self.parameters.get(key.removeprefix("param/"))
+            if key in self.no_gradient:
+                where = self.inputs[key.removeprefix("in/")] if key.startswith("in/") else parameter
+                assert where is not None and (where.grad is None or not where.grad.any()), f"{key} has a gradient"
+            elif key in self._section("gradp"):
+                grads[f"gradp/{key}"] = parameter.grad
+            else:
+                grads[f"gradp_stat/{key}"] = torch.stack([parameter.grad.sum(), parameter.grad.norm()])
+        largest = max((np.abs(self.arrays[key]).max() for key in grads), default=0.0)
+        self._close("out/loss", loss, 1e-15)
+        for key, grad in grads.items():
+            assert grad is not None, f"{key}: we have none"
+            self._close(key, grad, 1e-12 * largest)  # gradients of round-off only
+        for key in self._section("out"):
+            if not key.startswith("loss"):  # loss_levels and loss_* are parts of a sum that we do not return
+                assert key in self.state, f"out/{key}: we keep no such state"
+                self._close(f"out/{key}", self.state[key], 0.0)
+
+    def _close(self, key: str, ours: Tensor, floor: float) -> None:
+        theirs = self._tensor(key)
+        assert ours.shape == theirs.shape, f"{key}: shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}"
+        scale = theirs.abs().max().item()
+        worst = (ours.detach() - theirs).abs().max().item()
+        # "not <=" so that NaN fails too
+        assert worst <= TOLERANCE * scale + floor, f"{key}: differs by {worst:.2e} at values up to {scale:.2e}"
+
+
+def kd(case: Case) -> Tensor:
+    case.build("kd", {"logits": case.inputs["y_s"]}, {"logits": case.inputs["y_t"]}, kd_T=case.hyper["T"])
+    case.load({})
+    return case.call()
+
+
+def fitnet(case: Case) -> Tensor:
+    case.build("fitnet", {"feats": [case.inputs["f_s"]]}, {"feats": [case.inputs["f_t"]]}, hint_layer=0)
+    case.load({"regressor": case.module.regressor})
+    return case.call()
+
+
+def ab(case: Case) -> Tensor:
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")  # the list starts behind the stem
+    case.build("ab", {"preacts": [g_s[0], *g_s]}, {"preacts": [g_t[0], *g_t]}, ab_margin=case.hyper["margin"])
+    case.load({"connector": case.module.connectors})
+    return case.module.init_loss(case.s, case.t, batch(case.s))
+
+
+def at(case: Case) -> Tensor:
+    return _on_stages(case, "at", at_p=case.hyper["p"])
+
+
+def nst(case: Case) -> Tensor:
+    return _on_stages(case, "nst")
+
+
+def sp(case: Case) -> Tensor:
+    case.build("sp", {"feats": case.maps("g_s")}, {"feats": case.maps("g_t")}, sp_maps="all")
+    case.load({})
+    return case.call()
+
+
+def vid(case: Case) -> Tensor:
+    return _on_stages(case, "vid", levels="levels", vid_variance=case.hyper["init_pred_var"])
+
+
+def _on_stages(case: Case, name: str, levels: str | None = None, **options: object) -> Tensor:
+    """For methods that read all maps behind the stem; levels: the module list with one module a stage, if any."""
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")
+    module = case.build(name, {"feats": [g_s[0], *g_s]}, {"feats": [g_t[0], *g_t]}, **options)
+    modules = {f"{name}{i}": m for i, m in enumerate(getattr(module, levels))} if levels else {}
+    for m in modules.values():
+        m.eps = case.hyper["eps"]
+    case.load(modules)
+    return case.call()
+
+
+def cc(case: Case) -> Tensor:
+    return _on_pooled(case, "cc", feat_dim=case.hyper["feat_dim"])
+
+
+def rkd(case: Case) -> Tensor:
+    return _on_pooled(case, "rkd", rkd_distance=case.hyper["w_d"], rkd_angle=case.hyper["w_a"])
+
+
+def pkt(case: Case) -> Tensor:
+    return _on_pooled(case, "pkt")
+
+
+def icd(case: Case) -> Tensor:
+    h = case.hyper
+    fixed = {"icd_trainable": False, "nce_t": h["nce_t"]} if "nce_t" in h else {}
+    return _on_pooled(case, "icd", feat_dim=h["feat_dim"], icd_alpha=h["alpha"], **fixed)
+
+
+def _on_pooled(case: Case, name: str, labels: Tensor | None = None, **options: object) -> Tensor:
+    """For methods that read the pooled features; loads every parameter and buffer that the case names."""
+    module = case.build(name, {"pooled": case.inputs["f_s"]}, {"pooled": case.inputs["f_t"]}, labels, **options)
+    for key in ("eps", "max_tau"):  # constants of ours that the case may set
+        if key in case.hyper:
+            assert hasattr(module, key), f"ours has no constant {key}"
+            setattr(module, key, case.hyper[key])
+    prefixes = {m["prefix"]: getattr(module, m["prefix"]) for m in case.modules}
+    scalars = {key: getattr(module, key) for key in ("tau", "b") if f"param/{key}" in case.arrays}
+    case.load(prefixes | scalars, dict(module.memory.named_buffers()) if hasattr(module, "memory") else {})
+    if "contrast_idx" in case.inputs:
+        i = case.inputs
+        return module.contrast_loss(i["f_s"], i["f_t"], i["idx"], i["contrast_idx"])
+    return case.call()
+
+
+def _options(case: Case, *names: str) -> dict[str, object]:
+    return {name: case.hyper[name] for name in names}
+
+
+def crd_momentum(case: Case) -> Tensor:
+    options = _options(case, "feat_dim", "nce_k", "nce_t", "nce_m")
+    return _on_pooled(case, "crd", torch.arange(case.hyper["n_data"]) % 2, **options)
+
+
+def crd_queue(case: Case) -> Tensor:
+    return _on_pooled(
+        case, "crd", memory_type="queue", enqueue="before", **_options(case, "feat_dim", "nce_k", "nce_t")
+    )
+
+
+def rrd_momentum(case: Case) -> Tensor:
+    options = _options(case, "feat_dim", "nce_k", "nce_t", "nce_m", "nce_t_s", "nce_t_t")
+    return _on_pooled(case, "rrd", torch.arange(case.hyper["n_data"]) % 2, memory_type="momentum", **options)
+
+
+def rrd_queue(case: Case) -> Tensor:
+    return _on_pooled(case, "rrd", enqueue="before", **_options(case, "feat_dim", "nce_k", "nce_t_s", "nce_t_t"))
+
+
+def ft(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {f"ft_{key}": h[key] for key in ("k", "p1", "p2") if key in h}
+    f_t = i.get("f_t", i.get("factor_t"))
+    module = case.build("ft", {"feats": [i.get("f_s", i.get("factor_s", f_t))]}, {"feats": [f_t]}, **options)
+    paraphraser = nn.ModuleList([module.encoder, module.decoder])
+    prefixes = {"translator": module.translator, "paraphraser": paraphraser}
+    case.load({m["prefix"]: prefixes[m["prefix"]] for m in case.modules})
+    if "factor_s" in i:
+        return module.factor_loss(i["factor_s"], i["factor_t"])
+    return case.call() if "f_s" in i else module.init_loss(case.s, case.t, batch(case.s))
+
+
+def fsp(case: Case) -> Tensor:
+    module = case.build("fsp", {"feats": case.maps("g_s")}, {"feats": case.maps("g_t")})
+    case.load({})
+    return module.init_loss(case.s, case.t, batch(case.s))
+
+
+def kdsvd(case: Case) -> Tensor:
+    return _kdsvd(case, rows=False)
+
+
+def kdsvd_rows(case: Case) -> Tensor:
+    return _kdsvd(case, rows=True)
+
+
+def _kdsvd(case: Case, rows: bool) -> Tensor:
+    """The reference's value depends on the signs that its decomposition returned: turn our vectors to them."""
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")
+    options = {"kdsvd_k": case.hyper["k"], "kdsvd_rows": rows}
+    module = case.build("kdsvd", {"feats": [g_s[0], *g_s]}, {"feats": [g_t[0], *g_t]}, **options)
+    signed = iter([torch.from_numpy(case.arrays[f"aux/v_t{i}"]) for i in range(len(g_t))])
+    module.orient = lambda v: v * (v * next(signed)).sum(1, keepdim=True).sign()
+    case.load({})
+    return case.call()
+
+
+# Name in the manifest -> how to call our method on a case. A new method adds its function here.
+ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
+    "kd": kd,
+    "hint": fitnet,
+    "at": at,
+    "nst": nst,
+    "sp": sp,
+    "cc": cc,
+    "vid": vid,
+    "rkd": rkd,
+    "pkt": pkt,
+    "ab": ab,
+    "ft": ft,
+    "fsp": fsp,
+    "crd": crd_momentum,
+    "crd_fifo": crd_queue,
+    "rrd_momentum": rrd_momentum,
+    "rrd_fifo": rrd_queue,
+    "icd": icd,
+    "kdsvd": kdsvd,
+    "kdsvd_rows": kdsvd_rows,
+}
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    return json.loads((folder / "manifest.json").read_text())["methods"]
+
+
+def check(folder: Path, entry: dict, method: str, variant: str) -> None:
+    """Runs one case; call2 of a stateful method runs call1 first. Raises where our numbers differ."""
+    call = re.fullmatch(r"call(\d+)", variant)
+    names = [f"call{i}" for i in range(1, int(call[1]) + 1)] if call else [variant]
+    arrays = np.load(folder / entry["file"])
+    before = None
+    for name in names:
+        case = Case(name, entry["variants"][name], arrays, before)
+        loss = ADAPTERS[method](case)
+        case.compare(loss)
+        before = case
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1 or not (Path(argv[0]) / "manifest.json").is_file():
+        print("usage: python tests/check_golden.py DIR   (a folder with manifest.json and .npz files)", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    folder, passed, failed, missing = Path(argv[0]), 0, 0, []
+    for method, entry in read_manifest(folder).items():
+        if method not in ADAPTERS:
+            print(f"skip {method}: no such method here")
+            missing.append(method)
+            continue
+        for variant in entry["variants"]:
+            try:
+                check(folder, entry, method, variant)
+            except Exception as e:  # whatever goes wrong in a case, the others still run
+                print(f"FAIL {method}/{variant}: {e if isinstance(e, AssertionError) else repr(e)}")
+                failed += 1
+            else:
+                print(f"ok  {method}/{variant}")
+                passed += 1
+    print(f"not here: {', '.join(missing) or 'none'}")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

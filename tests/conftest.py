@@ -1,0 +1,26 @@
+"""What several tests share: quick runs of the scripts on the shipped digits."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+QUICK = "--dataset digits --limit_train 100 --limit_val 50 --batch_size 32 --device cpu".split()
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """last.pth of a resnet14 trained for one epoch on a few digits."""
+    import train_teacher
+
+    save = tmp_path_factory.mktemp("teacher")
+    train_teacher.main([*QUICK, "--model", "resnet14", "--epochs", "1", "--save_folder", str(save), "--run_name", "t"])
+    return save / "models" / "t" / "last.pth"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]

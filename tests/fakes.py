@@ -1,0 +1,43 @@
+"""The smallest teacher, student and outputs of given shapes that a method accepts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dataset.base import Batch
+from distiller_zoo.base import Output, Pair
+
+
+class FakeNet(nn.Module):
+    """A classifier without a body; `head` is what methods may look at."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes)
+
+
+def output(
+    *,
+    logits: Tensor | None = None,
+    feats: Sequence[Tensor] = (),
+    preacts: Sequence[Tensor] = (),
+    pooled: Tensor | None = None,
+) -> Output:
+    """An Output with placeholders for what is left out, of the batch size and dtype of what is given."""
+    given = next(x for x in (logits, pooled, *feats, *preacts) if x is not None)
+    logits = given.new_zeros(len(given), 10) if logits is None else logits
+    pooled = given.new_zeros(len(given), 4) if pooled is None else pooled.flatten(1)
+    return Output(logits, tuple(feats), tuple(preacts), pooled)
+
+
+def pair(s: Output, t: Output, labels: Tensor | None = None) -> Pair:
+    """labels: of the whole training set; two alternating classes of 50 samples where left out."""
+    nets = [FakeNet(o.pooled.shape[1], o.logits.shape[1]) for o in (s, t)]
+    return Pair(s, t, *nets, torch.arange(50) % 2 if labels is None else labels)
+
+
+def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None) -> Batch:
+    n, device = len(s.logits), s.logits.device
+    index = torch.arange(n, device=device) if index is None else index
+    return Batch(torch.zeros(n, 3, 8, 8, device=device), index % 2 if labels is None else labels, index)

@@ -1,0 +1,548 @@
+"""Every registered method on fake networks, its plain twin, and what the methods with a memory remember."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import batch, output, pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import crd  # noqa: F401  (registers its methods)
+from crd.memory import MemoryBanks, Queue
+from crd.negatives import Negatives
+from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
+from distiller_zoo.adapters import Regressor, pair_maps
+
+NAMES = method_names()
+SMALL = {"feat_dim": 8, "nce_k": 16}
+# (channels, size) of stem and stages
+EQUAL = [(4, 8), (4, 8), (6, 4), (8, 2)]
+DEEPER = [(5, 12), (5, 12), (7, 6), (8, 3), (9, 3)]
+NO_GRADIENT = {"icd": {"b"}}  # cancels in the softmax
+INITIAL_ONLY = {"ab", "fsp", "none"}  # forward is zero
+
+
+def make_output(shapes: list[tuple[int, int]], n: int, pooled: int, dtype: torch.dtype, leaf: bool = True) -> Output:
+    feats = [torch.randn(n, c, h, h).to(dtype) for c, h in shapes]
+    preacts = [torch.randn(n, c, h, h).to(dtype) for c, h in shapes]
+    out = output(
+        logits=torch.randn(n, 10).to(dtype), feats=feats, preacts=preacts, pooled=torch.randn(n, pooled).to(dtype)
+    )
+    for x in tensors(out) if leaf else []:
+        x.requires_grad_()
+    return out
+
+
+def tensors(o: Output) -> list[Tensor]:
+    return [o.logits, *o.feats, *o.preacts, o.pooled]
+
+
+def change(o: Output, f: Any) -> Output:
+    """f applied to every tensor; the results are leaves."""
+    logits, pooled, *maps = (f(x.detach()).requires_grad_() for x in (o.logits, o.pooled, *o.feats, *o.preacts))
+    return Output(logits, tuple(maps[: len(o.feats)]), tuple(maps[len(o.feats) :]), pooled)
+
+
+def build(name: str, s: Output, t: Output, **options: Any) -> Distiller:
+    cls = find_method(name)
+    small = {key: SMALL[key] for key in method_options(cls) if key in SMALL}
+    return cls(pair(s, t), **small | options)
+
+
+def losses(method: Distiller, s: Output, t: Output, b: Batch) -> list[Tensor]:
+    return [method(s, t, b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
+
+
+def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Output]:
+    torch.manual_seed(0)
+    return make_output(EQUAL, n, 12, dtype), make_output(EQUAL, n, 20, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scalar_and_gradients(name: str) -> None:
+    s, t = example()
+    method = build(name, s, t)
+    found = losses(method, s, t, batch(s))
+    assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found)
+    if any(loss.requires_grad for loss in found):
+        sum(found).backward()
+    for key, p in method.named_parameters():
+        if p.requires_grad and key not in NO_GRADIENT.get(name, ()):
+            assert p.grad is not None and p.grad.any(), f"{key} gets no gradient"
+    assert all(x.grad is None for x in tensors(t)), "the teacher gets a gradient"
+    assert any(x.grad is not None and x.grad.any() for x in tensors(s)) or name == "none"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    cls = find_method(name)
+    assert len(cls.weights) == 3 and all(find_method(alias) is cls for alias in cls.aliases)
+    assert inspect.getmodule(cls).__doc__ and all(p.default is not p.empty for p in method_options(cls).values())
+
+
+DISASTERS = {
+    "zero rows": lambda x: torch.cat([torch.zeros_like(x[:2]), x[2:]]),
+    "duplicates": lambda x: torch.cat([x[:1], x[:1], x[2:]]),
+    "all equal": lambda x: x[:1].expand_as(x).clone(),
+    "all zero": torch.zeros_like,
+    "constant": torch.ones_like,
+    "constant maps": lambda x: x.flatten(1)[:, :1].expand(len(x), x[0].numel()).reshape(x.shape).clone(),
+    "one": lambda x: x[:1].clone(),
+    "two": lambda x: x[:2].clone(),
+    "large": lambda x: x * 100,
+    "tiny": lambda x: x * 1e-6,
+    "relu": lambda x: x.relu(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("disaster", DISASTERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_finite(name: str, disaster: str, dtype: torch.dtype) -> None:
+    s, t = example(dtype=dtype)
+    method = build(name, s, t)
+    bad, other = change(s, DISASTERS[disaster]), change(t, DISASTERS[disaster])
+    kept = change(t, lambda x: x[: len(bad.logits)].clone())
+    for teacher in (kept, other):
+        found = losses(method, bad, teacher, batch(bad))
+        assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in found)
+        if any(loss.requires_grad for loss in found):
+            sum(found).backward()
+        grads = [x.grad for x in (*tensors(bad), *method.parameters()) if x.grad is not None]
+        assert all(g.isfinite().all() for g in grads)
+        if disaster != "tiny":  # a unit vector's gradient does grow as the vector shrinks
+            assert all(g.abs().max() < 1e8 for g in grads), "a floor of 1e-12 shows in a gradient"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("deep_student", [False, True])
+def test_unequal_networks(name: str, deep_student: bool) -> None:
+    """Other depth, channels and sizes: the method runs, or says at once what does not fit."""
+    torch.manual_seed(0)
+    shapes = (DEEPER, EQUAL) if deep_student else (EQUAL, DEEPER)
+    s, t = (make_output(x, 6, d, torch.float32) for x, d in zip(shapes, (12, 20), strict=True))
+    if name in ("fsp", "kdsvd"):
+        with pytest.raises(ValueError, match=r"needs equal channels, not \[.*\] and \["):
+            build(name, s, t)
+        return
+    assert all(loss.isfinite() for loss in losses(build(name, s, t), s, t, batch(s)))
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "vid", "ab", "kdsvd", "fsp", "sp"])
+def test_no_maps(name: str) -> None:
+    s, t = output(pooled=torch.zeros(2, 4)), output(pooled=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="0"):
+        build(name, s, t)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("kd", {"kd_T": 0.0}), ("fitnet", {"hint_layer": 4}), ("ft", {"ft_k": 0.1}), ("vid", {"vid_variance": 0.0})]
+    + [("crd", {"nce_k": 0}), ("rrd", {"nce_k": 0})],
+)
+def test_wrong_options(name: str, options: dict) -> None:
+    with pytest.raises(ValueError, match=r"\d"):
+        build(name, *example(), **options)
+
+
+def test_pairs_from_the_deep_end() -> None:
+    a, b = [torch.zeros(1) for _ in range(3)], [torch.zeros(1) for _ in range(5)]
+    assert [(x is a[i], y is b[i + 2]) for i, (x, y) in enumerate(pair_maps(a, b))] == [(True, True)] * 3
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_regressor_fits(h_s: int, w_s: int, h_t: int, w_t: int) -> None:
+    s, t = torch.zeros(2, 3, h_s, w_s), torch.zeros(2, 4, h_t, w_t)
+    out = Regressor(s.shape, t.shape, relu=True)(s)
+    larger = h_s >= h_t and w_s >= w_t
+    assert out.shape == (t.shape if larger or (2 * h_s, 2 * w_s) == (h_t, w_t) else (2, 4, h_s, w_s))
+
+
+# Plain twins: the formula as the paper or the reference writes it, with loops, in float64.
+
+
+def pooled_to(x: Tensor, h: int) -> Tensor:
+    return x if x.shape[2] == h else F.adaptive_avg_pool2d(x, h)
+
+
+def stage_pairs(s: Output, t: Output, first: int = 1) -> list[tuple[Tensor, Tensor]]:
+    pairs = list(zip(s.feats[first:], t.feats[first:], strict=True))
+    return [tuple(pooled_to(x, min(a.shape[2], b.shape[2])) for x in (a, b)) for a, b in pairs]
+
+
+def twin_kd(m: Distiller, s: Output, t: Output) -> Tensor:
+    total, T = 0.0, m.kd_T
+    for z_s, z_t in zip(s.logits, t.logits, strict=True):
+        p_s, p_t = (z_s / T).softmax(0), (z_t / T).softmax(0)
+        total = total + sum(q * (q.log() - p.log()) for p, q in zip(p_s, p_t, strict=True))
+    return total * T * T / len(s.logits)
+
+
+def attention(f: Tensor, p: int) -> Tensor:
+    a = sum(c**p for c in f) / len(f)
+    return a / a.norm()
+
+
+def twin_at(m: Distiller, s: Output, t: Output) -> Tensor:
+    total = 0.0
+    for a, b in stage_pairs(s, t):
+        for f_s, f_t in zip(a, b, strict=True):
+            total = total + ((attention(f_s, m.p) - attention(f_t, m.p)) ** 2).mean() / len(a)
+    return total
+
+
+def twin_sp(m: Distiller, s: Output, t: Output) -> Tensor:
+    def gram(f: Tensor) -> Tensor:
+        g = torch.stack([torch.stack([(x * y).sum() for y in f]) for x in f])
+        return torch.stack([row / row.norm() for row in g])
+
+    return ((gram(s.feats[-1]) - gram(t.feats[-1])) ** 2).sum() / len(s.logits) ** 2
+
+
+def twin_cc(m: Distiller, s: Output, t: Output) -> Tensor:
+    d = (m.embed_s(s.pooled) - m.embed_t(t.pooled)).abs()
+    return sum((d[i] * d[i + 1]).sum() for i in range(len(d) - 1)) / (len(d) - 1)
+
+
+def twin_vid(m: Distiller, s: Output, t: Output) -> Tensor:
+    total = 0.0
+    for level, (f_s, f_t) in zip(m.levels, stage_pairs(s, t), strict=True):
+        mean = level.regressor(f_s)
+        for c, scale in enumerate(level.log_scale):
+            var = torch.log1p(scale.exp()) + 1e-5
+            total = total + 0.5 * ((mean[:, c] - f_t[:, c]) ** 2 / var + var.log()).mean() / f_t.shape[1]
+    return total
+
+
+def twin_rkd(m: Distiller, s: Output, t: Output) -> Tensor:
+    def relations(x: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(x)
+        d = torch.stack([(a - b).square().sum().clamp(min=1e-12).sqrt() for a in x for b in x]).view(n, n)
+        d = d * (1 - torch.eye(n))
+        e = [[F.normalize(b - a, dim=0) for b in x] for a in x]
+        return d / d[d > 0].mean(), torch.stack([(e[i][j] * e[i][k]).sum() for i, j, k in triples(n)])
+
+    (d_s, a_s), (d_t, a_t) = relations(s.pooled), relations(t.pooled)
+    return m.w_distance * F.smooth_l1_loss(d_s, d_t) + m.w_angle * F.smooth_l1_loss(a_s, a_t)
+
+
+def triples(n: int) -> list[tuple[int, int, int]]:
+    return [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
+
+
+def twin_pkt(m: Distiller, s: Output, t: Output) -> Tensor:
+    def rows(x: Tensor) -> Tensor:
+        x = [a / (a.norm() + 1e-7) for a in x]
+        p = torch.stack([torch.stack([((a * b).sum() + 1) / 2 for b in x]) for a in x])
+        return torch.stack([row / row.sum() for row in p])
+
+    p_s, p_t = rows(s.pooled), rows(t.pooled)
+    return (p_t * torch.log((p_t + 1e-7) / (p_s + 1e-7))).mean()
+
+
+def twin_nst(m: Distiller, s: Output, t: Output) -> Tensor:
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([(x * y).sum() ** 2 for x in a for y in b]).mean()
+
+    total = 0.0
+    for maps_s, maps_t in stage_pairs(s, t):
+        for f_s, f_t in zip(maps_s, maps_t, strict=True):
+            u, v = ([c.flatten() / c.norm() for c in f] for f in (f_s, f_t))
+            total = total + (kernel(v, v) + kernel(u, u) - 2 * kernel(u, v)) / len(maps_s)
+    return total
+
+
+def twin_fsp(m: Distiller, s: Output, t: Output) -> Tensor:
+    def flow(low: Tensor, high: Tensor) -> Tensor:
+        h = min(low.shape[2], high.shape[2])
+        low, high = pooled_to(low, h), pooled_to(high, h)
+        return torch.stack([(a * b).mean((1, 2)) for a in high.unbind(1) for b in low.unbind(1)])
+
+    levels = range(len(s.feats) - 1)
+    return sum(((flow(*s.feats[i : i + 2]) - flow(*t.feats[i : i + 2])) ** 2).mean() for i in levels)
+
+
+def twin_ab(m: Distiller, s: Output, t: Output) -> Tensor:
+    total, n = 0.0, len(m.connectors)
+    for i, connect in enumerate(m.connectors):
+        g_s, g_t = connect(s.preacts[i + 1]).flatten(), t.preacts[i + 1].flatten()
+        for a, b in zip(g_s, g_t, strict=True):
+            if b > 0 and a <= m.margin:
+                total = total + 2.0 ** (i - n + 1) * (a - m.margin) ** 2
+            elif b <= 0 and a > -m.margin:
+                total = total + 2.0 ** (i - n + 1) * (a + m.margin) ** 2
+    return total / len(s.logits) * 3 / 1000
+
+
+def twin_ft(m: Distiller, s: Output, t: Output) -> Tensor:
+    a, b = m.translator(s.feats[-1]), m.encoder(t.feats[-1]).detach()
+    h = min(a.shape[2], b.shape[2])
+    pairs = zip(pooled_to(a, h), pooled_to(b, h), strict=True)
+    return sum((attention(a, m.p1) - attention(b, m.p1)).abs().mean() for a, b in pairs) / len(s.logits)
+
+
+def embeddings(m: Distiller, s: Output, t: Output) -> tuple[Tensor, Tensor]:
+    z_s, z_t = (F.linear(f, e.weight, e.bias) for f, e in ((s.pooled, m.embed_s), (t.pooled, m.embed_t)))
+    return F.normalize(z_s), F.normalize(z_t)
+
+
+def twin_icd(m: Distiller, s: Output, t: Output) -> Tensor:
+    z_s, z_t = embeddings(m, s, t)
+    n = len(z_s)
+    g = torch.stack([m.tau.exp() * (a * b).sum() + m.b for a in z_s for b in z_t]).view(n, n)
+    p, q = g.softmax(1), g.softmax(0).T
+    return sum(-p[i, i].log() for i in range(n)) / n + m.alpha * (q * (q.log() - p.log())).sum() / n
+
+
+def twin_kdsvd(m: Distiller, s: Output, t: Output) -> Tensor:
+    """With torch's own singular value decomposition and its derivative."""
+    total, before = 0.0, None
+    for f_s, f_t in zip(s.feats[1:], t.feats[1:], strict=True):
+        v_t = torch.linalg.svd(f_t.flatten(2).mT, full_matrices=False).Vh[:, 0]
+        v_t = torch.where(v_t.sum(1, keepdim=True) < 0, -v_t, v_t)
+        v_s = torch.linalg.svd(f_s.flatten(2).mT, full_matrices=False).Vh[:, :4]
+        cosine = (v_s @ v_t.unsqueeze(2)).squeeze(2)
+        pick = cosine.abs().argmax(1)
+        rows = torch.arange(len(pick))
+        now = v_s[rows, pick] * cosine[rows, pick].sign().detach().unsqueeze(1), v_t
+        if before:
+            r_s, r_t = (torch.exp(-((a[:, :, None] - b[:, None]) ** 2) / 8) for a, b in zip(now, before, strict=True))
+            total = total + ((r_s - r_t) ** 2).sum() / len(f_s)
+        before = now
+    return total
+
+
+def twin_fitnet(m: Distiller, s: Output, t: Output) -> Tensor:
+    f = m.regressor.conv(s.feats[2])
+    mean, var = f.mean((0, 2, 3), keepdim=True), f.var((0, 2, 3), keepdim=True, unbiased=False)
+    weight, bias = (p.view(1, -1, 1, 1) for p in m.regressor.bn.parameters())
+    return (((f - mean) / (var + 1e-5).sqrt() * weight + bias).relu() - t.feats[2]).square().mean()
+
+
+TWINS = {name.removeprefix("twin_"): f for name, f in dict(globals()).items() if name.startswith("twin_")}
+
+
+@pytest.mark.parametrize("name", TWINS)
+@given(n=st.integers(2, 4), channels=st.integers(1, 4), size=st.integers(2, 5), seed=st.integers(0, 2**16))
+@settings(max_examples=8, deadline=None)
+def test_twin(name: str, n: int, channels: int, size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    equal = name in ("fsp", "kdsvd")
+    shapes_s = [(2, size), (channels, size), (channels + 1, size), (3, max(size - 1, 1))]
+    shapes_t = [(2, size), (channels + (not equal), size), (channels + 1, size), (3, max(size - 2, 1))]
+    if name == "ab":  # its regressors' sizes are the golden numbers' matter
+        shapes_t = shapes_s
+    s, t = make_output(shapes_s, n, 5, torch.float64), make_output(shapes_t, n, 7, torch.float64, leaf=False)
+    method = build(name, s, t).double()
+    ours = method.init_loss(s, t, batch(s)) if name in INITIAL_ONLY else method(s, t, batch(s))
+    theirs = TWINS[name](method, s, t)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    inputs = [x for x in (*tensors(s), *method.parameters()) if x.requires_grad]
+    grads = [torch.autograd.grad(loss, inputs, allow_unused=True) for loss in (ours, theirs)]
+    for x, *pair_of_grads in zip(inputs, *grads, strict=True):
+        a, b = (torch.zeros_like(x) if g is None else g for g in pair_of_grads)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_vid_starts_at_its_variance() -> None:
+    method = build("vid", *example(), vid_variance=3.0)
+    for level in method.levels:
+        torch.testing.assert_close(F.softplus(level.log_scale) + level.eps, torch.full_like(level.log_scale, 3.0))
+
+
+# Negatives
+
+
+@given(st.integers(2, 6), st.integers(2, 60), st.integers(1, 80), st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_negatives(classes: int, n_data: int, nce_k: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    labels = torch.randint(classes, (n_data,))
+    labels[:2] = torch.tensor([0, 1])
+    index = torch.randint(n_data, (7,))
+    drawn = Negatives(labels, nce_k)(index)
+    assert drawn.shape == (7, nce_k + 1) and (drawn[:, 0] == index).all()
+    for row, own in zip(drawn[:, 1:].tolist(), index.tolist(), strict=True):
+        others = (labels != labels[own]).nonzero().flatten().tolist()
+        counts = [row.count(i) for i in others]
+        assert sum(counts) == nce_k, "a negative of the own class"
+        # distinct, or where that cannot be, as even as can be
+        assert max(counts) <= math.ceil(nce_k / len(others)) and min(counts) >= nce_k // len(others)
+
+
+@pytest.mark.parametrize("nce_k", [3, 10, 17])
+def test_negatives_are_uniform(nce_k: int) -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 5 + [1] * 9 + [2] * 4)[torch.randperm(18)]
+    own, rows = int((labels == 2).nonzero()[0]), 20000
+    drawn = Negatives(labels, nce_k)(torch.full((rows,), own))[:, 1:]
+    expected = rows * nce_k / 14
+    counts = torch.bincount(drawn.flatten(), minlength=18)[labels != 2]
+    # a bound on chi-square with 13 degrees of freedom (99.99 %: 42); inclusion without repeats varies less
+    assert ((counts - expected) ** 2 / expected).sum() < 42
+
+
+def test_negatives_relaxed_positive() -> None:
+    labels = torch.arange(30) % 3
+    positive = Negatives(labels, 4, relax=True)(torch.full((3000,), 5))[:, 0]
+    assert (labels[positive] == labels[5]).all() and torch.bincount(positive, minlength=30)[labels == 2].min() > 220
+
+
+@pytest.mark.parametrize("name", ["crd", "rrd"])
+def test_one_class_has_no_negatives(name: str) -> None:
+    s, t = example()
+    with pytest.raises(ValueError, match="two classes, not 1"):
+        find_method(name)(pair(s, t, torch.ones(9, dtype=torch.int64)), memory_type="momentum")
+
+
+# Memory
+
+
+def memory_step(name: str, m: Distiller, s: Output, t: Output, index: Tensor, contrast: Tensor) -> tuple:
+    """Loss, new banks and normalisers, with loops. Leaves the method as it is."""
+    banks, n_data, T = m.memory, m.memory.n_data, m.memory.nce_t
+    v1, v2 = embeddings(m, s, t)
+    loss, Zs, scores, new = 0.0, [], [], []
+    for v, bank, Z in ((v1, banks.memory_v2, banks.Z_v1), (v2, banks.memory_v1, banks.Z_v2)):
+        bank = bank.clone()
+        o = torch.stack(
+            [torch.stack([(bank[i] * x).sum() / T for i in row]) for x, row in zip(v, contrast, strict=True)]
+        )
+        Z = o.exp().mean().detach() * n_data if Z < 0 else Z.clone()
+        Zs.append(Z)
+        scores.append(o.exp() / Z)
+    if name == "crd":
+        for o in scores:
+            noise = (contrast.shape[1] - 1) / n_data
+            loss = loss - (o[:, 0] / (o[:, 0] + noise + 1e-7)).log().sum() / len(o)
+            loss = loss - (noise / (o[:, 1:] + noise + 1e-7)).log().sum() / len(o)
+    else:
+        p_t = (scores[1].detach() / m.t_t).softmax(1)
+        loss = -(p_t * (scores[0] / m.t_s).log_softmax(1)).sum() / len(index)
+    for v, bank in ((v1, banks.memory_v1), (v2, banks.memory_v2)):
+        bank = bank.clone()
+        for x, i in zip(v.detach(), index, strict=True):
+            row = banks.nce_m * bank[i] + (1 - banks.nce_m) * x
+            bank[i] = row / row.norm()
+        new.append(bank)
+    return loss, Zs, new
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("name", ["crd", "rrd"])
+@given(seed=st.integers(0, 2**16), nce_k=st.integers(1, 12))
+@settings(max_examples=5, deadline=None)
+def test_memory_twin(name: str, gather: bool, seed: int, nce_k: int) -> None:
+    torch.manual_seed(seed)
+    s, t = make_output([], 4, 5, torch.float64), make_output([], 4, 7, torch.float64, leaf=False)
+    method = build(name, s, t, nce_k=nce_k, feat_dim=3, memory_type="momentum").double()
+    method.memory.gather = gather
+    for _ in range(2):
+        index = torch.randperm(50)[:4]
+        contrast = method.negatives(index)
+        contrast[:, -1] = contrast[:, 0]  # a sample that occurs twice in a row counts twice
+        theirs, Zs, new = memory_step(name, method, s, t, index, contrast)
+        ours = method.contrast_loss(s.pooled, t.pooled, index, contrast)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        wanted = [s.pooled, *(p for p in method.parameters() if p.requires_grad)]
+        for a, b in zip(*(torch.autograd.grad(loss, wanted) for loss in (ours, theirs)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close([method.memory.Z_v1, method.memory.Z_v2], Zs, rtol=1e-12, atol=0)
+        torch.testing.assert_close([method.memory.memory_v1, method.memory.memory_v2], new, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("enqueue", ["before", "after"])
+@pytest.mark.parametrize("name", ["crd", "rrd"])
+def test_queue_twin(name: str, enqueue: str) -> None:
+    """Three steps of unequal size around a ring that none of them divides."""
+    torch.manual_seed(0)
+    s, t = make_output([], 4, 5, torch.float64), make_output([], 4, 7, torch.float64, leaf=False)
+    method = build(name, s, t, nce_k=7, feat_dim=3, memory_type="queue", enqueue=enqueue).double()
+    torch.testing.assert_close(method.memory.queue.norm(dim=1), torch.ones(7, dtype=torch.float64))
+    ring, place = [row.clone() for row in method.memory.queue], 0
+    for n in (4, 4, 1, 3):
+        s, t = make_output([], n, 5, torch.float64), make_output([], n, 7, torch.float64, leaf=False)
+        ours = method(s, t, batch(s))
+        z_s, z_t = embeddings(method, s, t)
+        old = torch.stack(ring)
+        for z in z_t.detach():
+            ring[place], place = z, (place + 1) % 7
+        keys = torch.stack(ring) if enqueue == "before" else old
+        if name == "crd":
+            logits = torch.cat([(z_s * z_t).sum(1, keepdim=True), z_s @ keys.T], 1) / 0.07
+            theirs = F.cross_entropy(logits, torch.zeros(n, dtype=torch.int64))
+        else:
+            p_t = (z_t.detach() @ keys.T / 0.02).softmax(1)
+            theirs = -(p_t * (z_s @ keys.T / 0.1).log_softmax(1)).sum() / n
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        wanted = [s.pooled, *(p for p in method.parameters() if p.requires_grad)]
+        for a, b in zip(*(torch.autograd.grad(loss, wanted) for loss in (ours, theirs)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(method.memory.queue, torch.stack(ring), rtol=1e-12, atol=1e-14)
+        assert method.memory.queue_ptr.item() == place
+
+
+def test_queue_takes_the_end_of_a_long_batch() -> None:
+    queue, z = Queue(3, 2), torch.randn(5, 2)
+    queue.push(z)
+    assert torch.equal(queue.queue, z[2:])
+
+
+def test_eval_leaves_the_memory_alone() -> None:
+    s, t = example()
+    for options in ({"memory_type": "momentum"}, {"memory_type": "queue"}):
+        method = build("crd", s, t, **options).eval()
+        before = {key: x.clone() for key, x in method.memory.state_dict().items()}
+        assert method(s, t, batch(s)).isfinite()
+        assert all(torch.equal(x, before[key]) for key, x in method.memory.state_dict().items())
+
+
+@pytest.mark.parametrize("memory_type", ["momentum", "queue"])
+@pytest.mark.parametrize("name", ["crd", "rrd"])
+def test_saved_method_goes_on_alike(name: str, memory_type: str, tmp_path) -> None:
+    """Banks, normalisers, pointer and random numbers come back bit for bit, and through a weights-only file."""
+    s, t = example()
+    first = build(name, s, t, memory_type=memory_type)
+    for _ in range(2):
+        first(s, t, batch(s))
+    torch.save(first.state_dict(), tmp_path / "method.pth")
+    torch.manual_seed(99)
+    second = build(name, s, t, memory_type=memory_type)
+    second(s, t, batch(s))
+    second.load_state_dict(torch.load(tmp_path / "method.pth", weights_only=True))
+    for _ in range(2):
+        results = []
+        for method in (first, second):
+            loss = method(s, t, batch(s))
+            results.append([loss.detach(), *torch.autograd.grad(loss, [s.pooled, method.embed_s.weight])])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        saved = [list(method.state_dict().values()) for method in (first, second)]
+        assert all(torch.equal(a, b) for a, b in zip(*saved, strict=True))
+
+
+def test_small_banks_are_scored_whole() -> None:
+    assert not MemoryBanks(50000, 128, 16384, 0.07, 0.5).gather
+    assert MemoryBanks(600, 2, 100, 0.07, 0.5).gather
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """No method reads a tensor's value on the host in a step, which would make a GPU's queue run dry."""
+    s, t = example()
+    for name in NAMES:
+        method = build(name, s, t)
+        with NoReads():
+            losses(method, s, t, batch(s))
+
+
+class NoReads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Raises where a value travels to the host, or a result's shape depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), func
+        return func(*args, **kwargs or {})

@@ -1,0 +1,62 @@
+"""Trains a network alone.
+
+python train_teacher.py --model resnet32x4 --dataset cifar100
+"""
+
+import argparse
+
+import torch
+
+import dataset
+import models
+from distiller_zoo.criterion import Criterion
+from helper import options
+from helper.loops import Stage, fit
+from helper.run import Run
+from helper.util import choose_device, command, seed_everything
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = options.Parser(__doc__.splitlines()[0])
+    parser.add_argument("--model", type=options.network, default="resnet110")
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=240, decay="150,180,210")
+    options.add_run_options(parser, trial="0")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    opt = parse(argv)
+    options.settle_seed(opt)
+    device = choose_device(opt.device)
+    opt.learning_rate = opt.learning_rate or models.create_model(opt.model, 2).learning_rate
+
+    name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
+    run = Run("models", name, opt)
+    if run.finished:
+        return run.already_done()
+
+    data = options.load_data(opt)
+    seed_everything(opt.seed)
+    model = models.create_model(opt.model, len(data.classes)).to(device, memory_format=torch.channels_last)
+    criterion = Criterion()
+    augment = dataset.Augment(
+        data.train_images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device
+    )
+    labels = data.train_labels.to(device)
+    batches = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed)
+    val_batches = dataset.ValBatches(
+        data.val_images, data.val_labels, opt.batch_size, data.mean, data.std, device=device
+    )
+
+    facts = options.facts(opt.model, model, data)
+    stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)
+    fit(
+        run, [stage], opt, student=model, criterion=criterion,
+        batches=batches, val_batches=val_batches, device=device, facts=facts,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Linear probe: a new classifier on a frozen network, on another data set.
+
+python transfer_student.py --path_s save/student_model/RUN/last.pth --dataset cifar10
+
+The schedule is the published one: 120 epochs, rate 0.05, a tenth of it after 30, 60 and 90 (2407.11802, 1910.10699).
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import dataset
+import models
+from distiller_zoo.criterion import Criterion
+from helper import checkpoint, options
+from helper.loops import Stage, fit
+from helper.run import Run
+from helper.util import UserError, choose_device, command, seed_everything
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = options.Parser(__doc__.splitlines()[0])
+    group = parser.add_argument_group("probe")
+    group.add_argument("--path_s", metavar="FILE", required=True, help="checkpoint of the network that is probed")
+    group.add_argument("--model_s", type=options.network, help="default: as the checkpoint or its folder's name says")
+    group.add_argument(
+        "--probe_bn",
+        choices=["eval", "train"],
+        default="eval",
+        help="eval: the frozen network stays as it is; train: its BatchNorm statistics drift, as published",
+    )
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=120, decay="30,60,90")
+    options.add_run_options(parser, trial="1")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    opt = parse(argv)
+    options.settle_seed(opt)
+    device = choose_device(opt.device)
+    state = checkpoint.load(opt.path_s, "--path_s")
+    opt.model_s = opt.model_s or checkpoint.find_name(state, opt.path_s, models.is_model)
+    if opt.model_s is None:
+        raise UserError(
+            f"--path_s {opt.path_s}: neither the file nor its folder's name says its network; give --model_s"
+        )
+    opt.learning_rate = opt.learning_rate or models.create_model(opt.model_s, 2).learning_rate
+
+    source = Path(opt.path_s).absolute().parent.name
+    run = Run("transfer", f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}", opt)
+    if run.finished:
+        return run.already_done()
+
+    # the network as it was trained, frozen, with a new classifier
+    data = options.load_data(opt)
+    seed_everything(opt.seed)
+    n_source = checkpoint.class_count(models.create_model(opt.model_s, 2), state, "--path_s", opt.path_s)
+    student = models.create_model(opt.model_s, n_source)
+    checkpoint.load_weights(student, opt.model_s, state, "--path_s", opt.path_s)
+    student.requires_grad_(False)
+    student.reset_head(len(data.classes))
+    nn.init.normal_(student.head.weight, std=0.01)
+    nn.init.zeros_(student.head.bias)
+    student.to(device, memory_format=torch.channels_last)
+
+    criterion = Criterion()
+    augment = dataset.Augment(
+        data.train_images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device
+    )
+    labels = data.train_labels.to(device)
+    batches = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed)
+    val_batches = dataset.ValBatches(
+        data.val_images, data.val_labels, opt.batch_size, data.mean, data.std, device=device
+    )
+    train_mode = opt.probe_bn == "train"
+    stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
+    fit(
+        run, [stage], opt, student=student, criterion=criterion,
+        batches=batches, val_batches=val_batches, device=device, facts=options.facts(opt.model_s, student, data),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
