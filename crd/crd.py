@@ -39,7 +39,7 @@ class CRD(Distiller, name="crd"):
         nce_t: float = 0.07,
         nce_m: float = 0.5,
         mode: Literal["exact", "relax"] = "exact",
-        memory_type: Literal["momentum", "queue"] = "momentum",
+        memory_type: Literal["queue", "momentum"] = "momentum",
         enqueue: Literal["before", "after"] = "after",
     ) -> None:
         super().__init__(pair)

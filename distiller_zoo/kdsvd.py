@@ -38,9 +38,7 @@ class KDSVD(Distiller, name="kdsvd"):
             v_t = self.orient(v_t)
             now = follow(x_s, v_t, self.k + 3) * sigma, v_t * sigma
             if before is not None:
-                r_s, r_t = (
-                    ((a.unsqueeze(2) - b.unsqueeze(1)).square() / -8).exp() for a, b in zip(now, before, strict=True)
-                )
+                r_s, r_t = (relation(a, b) for a, b in zip(now, before, strict=True))
                 total = total + (r_s - r_t).square().sum() / len(x_s)
             before = now
         return total

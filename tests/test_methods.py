@@ -17,6 +17,7 @@ from crd.memory import MemoryBanks, Queue
 from crd.negatives import Negatives
 from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
 from distiller_zoo.adapters import Regressor, pair_maps
+from distiller_zoo.rkd import relations
 
 NAMES = method_names()
 SMALL = {"feat_dim": 8, "nce_k": 16}
@@ -221,15 +222,25 @@ def twin_vid(m: Distiller, s: Output, t: Output) -> Tensor:
 
 
 def twin_rkd(m: Distiller, s: Output, t: Output) -> Tensor:
-    def relations(x: Tensor) -> tuple[Tensor, Tensor]:
+    def plain(x: Tensor) -> tuple[Tensor, Tensor]:
         n = len(x)
         d = torch.stack([(a - b).square().sum().clamp(min=1e-12).sqrt() for a in x for b in x]).view(n, n)
         d = d * (1 - torch.eye(n))
         e = [[F.normalize(b - a, dim=0) for b in x] for a in x]
         return d / d[d > 0].mean(), torch.stack([(e[i][j] * e[i][k]).sum() for i, j, k in triples(n)])
 
-    (d_s, a_s), (d_t, a_t) = relations(s.pooled), relations(t.pooled)
+    (d_s, a_s), (d_t, a_t) = plain(s.pooled), plain(t.pooled)
     return m.w_distance * F.smooth_l1_loss(d_s, d_t) + m.w_angle * F.smooth_l1_loss(a_s, a_t)
+
+
+def test_rkd_takes_rounding_for_equality() -> None:
+    """Two rows that differ by rounding alone have no direction: unguarded, noise would be scaled to length one."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 64) + 5
+    x[1] = x[0] + 1e-6 * torch.randn(64)
+    distance, cosine = relations(x)
+    assert not cosine[0, 1].any() and not cosine[1, 0].any()
+    assert distance[0, 1] < 1e-5 and cosine.abs().max() < 1.001
 
 
 def triples(n: int) -> list[tuple[int, int, int]]:

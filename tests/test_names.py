@@ -1,11 +1,13 @@
 """helper/ knows no method and no network; one file and one import line add a method."""
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import QUICK, ROOT
 
 import crd  # noqa: F401
@@ -26,9 +28,10 @@ def test_helper_names_no_method_and_no_network(path):
             assert getattr(node, field, None) not in NAMES, f"{path.name}:{node.lineno}"
 
 
-METHOD = '''"""A throw-away method."""
+METHOD = '''"""Throw-away methods."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .base import Batch, Distiller, Output, Pair
 
@@ -44,21 +47,74 @@ class Mean(Distiller, name="throwaway", aliases=("thrown",)):
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return self.scale * (s.logits.mean(0) - t.logits.mean(0)).square().sum()
+
+
+class Twice:
+    def __init__(self, augment):
+        self.draw, self.augment = augment.draw, augment
+
+    def __call__(self, index, view):
+        images = self.augment(index, view)
+        return torch.stack([images, images.flip(-1)], 1)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.scale = network, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, is_feat=False):
+        out = self.network(x, is_feat=True)
+        out = out._replace(logits=out.logits * self.scale)
+        return out if is_feat else out.logits
+
+
+class Views(Distiller, name="twoviews"):
+    """Asks for two views of every sample, and for another network around the student."""
+
+    def views(self, augment):
+        return Twice(augment)
+
+    def wrap(self, student):
+        return Wrapped(student)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        assert batch.images.shape[:2] == (len(batch.labels), 2) and len(s.logits) == 2 * len(batch.labels)
+        plain, mirrored = s.logits.unflatten(0, (-1, 2)).unbind(1)
+        return (plain - mirrored).square().mean()
 '''
 
 
-def test_one_file_and_one_line_add_a_method(tmp_path, teacher):
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with one file and one import line more."""
+    here = tmp_path_factory.mktemp("project")
     for name in ("models", "distiller_zoo", "crd", "dataset", "helper"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train_student.py", tmp_path)
-    (tmp_path / "distiller_zoo" / "throwaway.py").write_text(METHOD)
-    with open(tmp_path / "distiller_zoo" / "__init__.py", "a") as file:
+        shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train_student.py", here)
+    (here / "distiller_zoo" / "throwaway.py").write_text(METHOD)
+    with open(here / "distiller_zoo" / "__init__.py", "a") as file:
         file.write("from .throwaway import Mean as Mean\n")
-    command = [sys.executable, "train_student.py", *QUICK, "--path_t", str(teacher), "--epochs", "1"]
+    return here
+
+
+def distil(project, teacher, *arguments):
+    command = [sys.executable, "train_student.py", *QUICK, "--path_t", str(teacher), "--epochs", "1", *arguments]
     done = subprocess.run(
-        [*command, "--distill", "thrown", "--throw_scale", "3", "--run_name", "r"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, "--run_name", "r", "--resume", "never"], cwd=project, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    options = (tmp_path / "save" / "student_model" / "r" / "options.json").read_text()
-    assert '"throwaway"' in options and '"throw_scale": 3.0' in options and '"beta": [\n      0.5\n    ]' in options
+    return project / "save" / "student_model" / "r"
+
+
+def test_one_file_and_one_line_add_a_method(project, teacher):
+    folder = distil(project, teacher, "--distill", "thrown", "--throw_scale", "3")
+    options = json.loads((folder / "options.json").read_text())["options"]
+    assert (options["distill"], options["throw_scale"], options["beta"]) == (["throwaway"], 3.0, [0.5])
+
+
+def test_a_method_can_ask_for_views_and_wrap_the_student(project, teacher):
+    """What was wrapped is what is trained, validated and saved."""
+    folder = distil(project, teacher, "--distill", "twoviews")
+    state = torch.load(folder / "last.pth", weights_only=True)["model"]
+    assert state["scale"] != 1 and "network.conv1.weight" in state
