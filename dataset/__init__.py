@@ -6,6 +6,8 @@ from pathlib import Path
 from . import cifar as cifar
 from . import digits as digits
 from . import folder as folder
+from . import stl10 as stl10
+from . import tinyimagenet as tinyimagenet
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
 from .batches import Augment, Batches, ValBatches, limit
 

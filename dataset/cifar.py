@@ -5,14 +5,13 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, ht
 Read from the official python batches by torchvision, which checks their MD5 sums.
 """
 
-import http.client
-import tarfile
 from pathlib import Path
 
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from .base import ImageSet, register
+from .official import read
 from .pixels import Channels, resize
 
 
@@ -29,22 +28,7 @@ def cifar100(folder: str | Path, image_size: int | None = None) -> ImageSet:
 
 
 def _read(source: type[CIFAR10], folder: Path, image_size: int | None, mean: Channels, std: Channels) -> ImageSet:
-    files = [name for name, _ in source.train_list + source.test_list]
-    inside = all((folder / name).is_file() for name in files)
-    if inside:
-        source = type(source.__name__, (source,), {"base_folder": ""})
-    existed = folder.exists()
-    try:
-        train = source(folder, train=True, download=not inside)  # downloads where files are missing or broken
-        val = source(folder, train=False)
-    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
-        if not existed and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        tried = "their MD5 sums" if inside else f"to download {source.url}"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileNotFoundError(
-            f"{folder / source.base_folder}: expected the python batches {', '.join(files)}; tried {tried}: {reason}"
-        ) from error
+    train, val = read(source, folder, "python batches", {"train": True}, {"train": False})
     train_images, val_images = (torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in (train, val))
     return ImageSet(
         resize(train_images, image_size),

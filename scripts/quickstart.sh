@@ -14,4 +14,4 @@ for method in none kd crd; do
   run train_student.py --path_t "$SAVE/models/resnet20/last.pth" --model_s resnet8 \
     --distill "$method" --run_name "resnet8_$method"
 done
-"$PYTHON" scripts/table.py "$SAVE"
+"$PYTHON" scripts/summarize.py "$SAVE"

@@ -35,4 +35,4 @@ for seed in $SEEDS; do
       "${common[@]}" "${options[@]}"
   done
 done
-"$PYTHON" scripts/table.py "$SAVE"
+"$PYTHON" scripts/summarize.py "$SAVE"

@@ -1,0 +1,139 @@
+"""Image files: found below a folder, decoded by several threads, and kept decoded in one file beside them."""
+
+import hashlib
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+_suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
+
+Found = tuple[str, os.stat_result]  # an image's path, and what tells whether it has changed
+
+
+def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found], list[int]]:
+    """The folders of `part` as class names, every image below them in order of class and name, and its label.
+
+    FileNotFoundError: a class without images. ValueError: fewer than two classes. The folder `ignored` is none.
+    """
+    folders = (entry.name for entry in os.scandir(part) if entry.is_dir())
+    classes = sorted(name for name in folders if not name.startswith(".") and name != ignored)
+    if len(classes) < 2:
+        raise ValueError(f"{part}: expected a folder for each of at least 2 classes; found {few(classes)}")
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        images = sorted(images_below(part / name), key=lambda image: image[0])
+        if not images:
+            kept = sum(len(names) for _, _, names in os.walk(part / name))
+            raise FileNotFoundError(
+                f"{part / name}: expected at least one image ({', '.join(_suffixes)}); found {kept} other files"
+            )
+        files += images
+        labels += [label] * len(images)
+    return tuple(classes), files, labels
+
+
+def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], source: str) -> None:
+    """Raises ValueError where the classes found in `part` are not those that `source` has."""
+    if set(found) != set(expected):
+        lost, new = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+        raise ValueError(
+            f"{part}: expected the {len(expected)} classes of {source}; missing {few(lost)}, extra {few(new)}"
+        )
+
+
+def images_below(place: str | Path) -> Iterator[Found]:
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):  # among them macOS's "._name.jpg", which are no images
+                continue
+            if entry.is_dir():
+                yield from images_below(entry.path)
+            elif entry.name.lower().endswith(_suffixes):
+                yield entry.path, entry.stat()
+
+
+def few(names: Sequence[str]) -> str:
+    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """ValueError, naming the file, for whatever goes wrong in opening or decoding it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    # PIL raises OSError, SyntaxError, struct.error and more, by format and by what is broken.
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
+
+
+def decode(paths: list[str], size: int) -> Tensor:
+    """[N, 3, size, size] uint8 (in channels_last order): shortest side resized, then the centre cropped."""
+    pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(partial(_decode_one, size=size), paths, pixels.numpy()):
+            pass
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _decode_one(path: str, out: np.ndarray, size: int) -> None:
+    with opened(path) as file:
+        image = file.convert("RGB")
+    if image.size != (size, size):
+        image = transforms.center_crop(transforms.resize(image, [size]), [size, size])
+    out[:] = np.asarray(image)
+
+
+def cached(cache: Path, files: list[Found], make: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives for the paths of `files`, kept in `cache`, which lies in the root of their tree.
+
+    Made anew where names, sizes or times of the files differ from those that it was made for; not kept, with a
+    warning, where the file cannot be written.
+    """
+    key = _key(files, len(str(cache.parent / "_")) - 1)
+    found = _load(cache, key)
+    if found is None:
+        found = {"key": key, **make([path for path, _ in files])}
+        _save(cache, found)
+    return found
+
+
+def _key(files: list[Found], start: int) -> str:
+    """Paths count from character `start` on, below the root: a tree that was moved as a whole keeps its cache."""
+    lines = (f"{path[start:]}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in files)
+    text = f"decoder {_decoder}\n" + "".join(lines)
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def _load(cache: Path, key: str) -> dict[str, Any] | None:
+    try:
+        found = torch.load(cache, weights_only=True)
+        return found if found["key"] == key else None
+    except Exception:  # missing, unreadable, cut short or something else: it is made anew
+        return None
+
+
+def _save(cache: Path, content: dict[str, Any]) -> None:
+    partial_file = cache.with_name(f"{cache.name}.{uuid.uuid4().hex[:8]}")  # two runs may decode the same tree at once
+    try:
+        with open(partial_file, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial_file, cache)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
+        warnings.warn(f"{cache} cannot be written, images are decoded at every start: {error}", stacklevel=2)
+        partial_file.unlink(missing_ok=True)

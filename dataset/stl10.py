@@ -1,0 +1,40 @@
+"""STL-10: 5,000 training and 8,000 test images of 96x96 pixels, 10 classes.
+
+A. Coates, H. Lee and A. Y. Ng, "An Analysis of Single Layer Networks in Unsupervised Feature Learning", 2011,
+https://cs.stanford.edu/~acoates/stl10/
+
+Images of 32x32 pixels unless asked otherwise: what the published linear probes use. The 100,000 unlabelled images are
+not read, though the download (2.6 GB) holds them.
+"""
+
+from pathlib import Path
+
+import torch
+from torchvision.datasets import STL10
+
+from . import official
+from .base import ImageSet, register
+from .pixels import resize
+
+_classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+@register("stl10")
+def stl10(folder: str | Path, image_size: int | None = None) -> ImageSet:
+    """`folder` holds or is `stl10_binary`, else it is downloaded there; FileNotFoundError where that fails.
+
+    [5000, 3, S, S] and [8000, 3, S, S] with S = `image_size` or 32, resized once.
+    """
+    labelled = type("STL10", (STL10,), {"train_list": [pair for pair in STL10.train_list if "unlabeled" not in pair[0]]})
+    train, val = official.read(labelled, Path(folder), "binary files", {"split": "train"}, {"split": "test"})
+    size = image_size or 32
+    return ImageSet(
+        resize(torch.from_numpy(train.data), size),
+        torch.from_numpy(train.labels).long(),
+        resize(torch.from_numpy(val.data), size),
+        torch.from_numpy(val.labels).long(),
+        _classes,
+        mean=(0.4467, 0.4398, 0.4066),
+        std=(0.2603, 0.2566, 0.2712),
+        padding=size // 8,
+    )

@@ -1,0 +1,102 @@
+"""TinyImageNet-200: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
+
+Y. Le and X. Yang, "Tiny ImageNet Visual Recognition Challenge", 2015, http://cs231n.stanford.edu/tiny-imagenet-200.zip
+(`bash scripts/get_tinyimagenet.sh` fetches it). The published validation images are what is validated on: the test
+images have no public labels. Decoded once and kept beside train/, as for `folder`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .base import ImageSet, register
+from .files import Found, by_class, cached, decode, few, images_below, same_classes
+
+_name = "tiny-imagenet-200"
+
+
+class Listing(NamedTuple):
+    """The images of both parts, and their labels: the places of their classes among the sorted names of wnids.txt."""
+
+    root: Path
+    classes: tuple[str, ...]
+    train_files: list[Found]
+    train_labels: list[int]
+    val_files: list[Found]
+    val_labels: list[int]
+
+
+@register("tinyimagenet")
+def tinyimagenet(folder: str | Path, image_size: int | None = None) -> ImageSet:
+    """`folder` holds or is `tiny-imagenet-200`; images of `image_size` or 64 pixels. Raises what `listing` raises."""
+    found = listing(folder)
+    size, n = image_size or 64, len(found.train_files)
+
+    def make(paths: list[str]) -> dict[str, Any]:
+        images = decode(paths, size)
+        return {"train": images[:n], "val": images[n:]}
+
+    images = cached(found.root / f".cache-tinyimagenet-{size}.pt", found.train_files + found.val_files, make)
+    return ImageSet(
+        images["train"],
+        torch.tensor(found.train_labels),
+        images["val"],
+        torch.tensor(found.val_labels),
+        found.classes,
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        padding=size // 8,
+    )
+
+
+def listing(folder: str | Path) -> Listing:
+    """What is there, with no image opened: wnids.txt, train/<wnid>/images/*, and val/images/* with its annotations.
+
+    A val/ that was regrouped as val/<wnid>/* will do too. FileNotFoundError: no such layout, a class without images, no
+    annotations. ValueError: classes or images that differ from what wnids.txt or the annotations name.
+    """
+    folder = Path(folder)
+    root = folder / _name if (folder / _name).is_dir() else folder
+    wnids, train, val = root / "wnids.txt", root / "train", root / "val"
+    if not (wnids.is_file() and train.is_dir() and val.is_dir()):
+        there = few(sorted(os.listdir(root))) if root.is_dir() else "no folder"
+        raise FileNotFoundError(
+            f"{root}: expected wnids.txt, train/ and val/, here or in {_name}/; found {there} "
+            "(bash scripts/get_tinyimagenet.sh fetches them)"
+        )
+    names = wnids.read_text().split()
+    classes = tuple(sorted(set(names)))
+    if len(classes) < max(2, len(names)):
+        raise ValueError(f"{wnids}: expected at least 2 different classes, one a line; found {few(names)}")
+
+    in_train, train_files, train_labels = by_class(train)
+    same_classes(train, in_train, classes, wnids.name)
+    if (val / "images").is_dir() and any(images_below(val / "images")):
+        val_files, val_labels = _annotated(val, classes)
+    else:
+        in_val, val_files, val_labels = by_class(val, ignored="images")
+        same_classes(val, in_val, classes, wnids.name)
+    return Listing(root, classes, train_files, train_labels, val_files, val_labels)
+
+
+def _annotated(val: Path, classes: tuple[str, ...]) -> tuple[list[Found], list[int]]:
+    """The images of val/images and their labels, in the order of the lines `<image> <wnid> <box>` of the annotations."""
+    table = val / "val_annotations.txt"
+    if not table.is_file():
+        raise FileNotFoundError(f"{table}: no such file; it names the class of every image in {val / 'images'}")
+    unnamed = {os.path.basename(image[0]): image for image in images_below(val / "images")}
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    files, labels = [], []
+    for number, line in enumerate(table.read_text().splitlines(), start=1):
+        name, wnid = (line.split() + ["", ""])[:2]
+        if name not in unnamed:
+            raise ValueError(f"{table}: line {number} names {name or 'no image'}, not one of images/ or named before")
+        if wnid not in label_of:
+            raise ValueError(f"{table}: line {number} gives {name} the class {wnid or 'none'}, not one of wnids.txt")
+        files.append(unnamed.pop(name))
+        labels.append(label_of[wnid])
+    if unnamed:
+        raise ValueError(f"{table}: no line for {few(sorted(unnamed))} of images/")
+    return files, labels

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Networks trained alone, RepDistiller's teachers unless told otherwise, and the table of their last epochs.
+# Interrupted, the same command goes on; finished runs are passed over, and so are fetched teachers. Seed 0 is called
+# <model>_vanilla, where run_cifar_distill.sh looks for it. Variables, with their defaults:
+#   MODELS="wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50"  DATASET=cifar100  SEEDS=0  SAVE=save
+#   OPTIONS                    more flags of train_teacher.py: "--epochs 20"
+# The published runs:  bash scripts/run_cifar_vanilla.sh
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" requirements.txt
+
+MODELS=${MODELS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}
+DATASET=${DATASET:-cifar100}
+SEEDS=${SEEDS:-0}
+SAVE=${SAVE:-save}
+read -ra options <<<"${OPTIONS:-}"
+
+for seed in $SEEDS; do
+  for model in $MODELS; do
+    echo "== $model, seed $seed"
+    run=${model}_vanilla
+    [ "$seed" = 0 ] || run+=_$seed
+    # a run of ours has options.json; to start one here would delete the fetched file
+    if [ -f "$SAVE/models/$run/ckpt_epoch_240.pth" ] && [ ! -f "$SAVE/models/$run/options.json" ]; then
+      echo "$SAVE/models/$run was fetched; SAVE=... trains elsewhere"
+      continue
+    fi
+    "$PYTHON" train_teacher.py --model "$model" --dataset "$DATASET" --save_folder "$SAVE" --run_name "$run" \
+      --trial "$seed" "${options[@]}"
+  done
+done
+"$PYTHON" scripts/table.py "$SAVE/models"

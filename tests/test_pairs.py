@@ -1,0 +1,64 @@
+"""Every registered method trains on pairs of equal and of different architectures, or says why it cannot."""
+
+import json
+
+import pytest
+import torch
+from conftest import weights
+
+import dataset
+import models
+import train_student
+from distiller_zoo import method_names
+
+PAIRS = ["resnet20:resnet8", "wrn_16_2:resnet8", "vgg13:MobileNetV2", "ResNet50:ShuffleV1"]
+# what a method cannot do mathematically, and how it says so
+REFUSALS = {
+    ("fsp", "wrn_16_2:resnet8"): "fsp needs equal channels, not [16, 16, 32, 64] and [16, 32, 64, 128]",
+    ("fsp", "vgg13:MobileNetV2"): "fsp needs equal channels, not",
+    ("fsp", "ResNet50:ShuffleV1"): "fsp needs equal channels, not",
+    ("kdsvd", "wrn_16_2:resnet8"): "kdsvd needs equal channels, not [16, 32, 64] and [32, 64, 128]",
+    ("kdsvd", "vgg13:MobileNetV2"): "kdsvd needs equal channels, not",
+    ("kdsvd", "ResNet50:ShuffleV1"): "kdsvd needs equal channels, not",
+}
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    here = tmp_path_factory.mktemp("teachers")
+    data = dataset.load("digits", ".", limit_train=20)
+    images = next(
+        iter(dataset.ValBatches(data.train_images, data.train_labels, 20, data.mean, data.std, device="cpu"))
+    ).images
+    for name in (pair.split(":")[0] for pair in PAIRS):
+        (here / name).mkdir()
+        torch.manual_seed(0)
+        teacher = models.create_model(name, 10)
+        for module in teacher.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # statistics of the batch below: features of the size that training gives
+        teacher(images)
+        torch.save({"model": teacher.state_dict()}, here / name / "weights.pth")
+    return here
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("method", method_names())
+def test_two_epochs(method, pair, teachers, tmp_path, capsys):
+    model_t, model_s = pair.split(":")
+    command = "--dataset digits --device cpu --limit_train 20 --limit_val 10 --batch_size 10 --epochs 2 --init_epochs 1"
+    command += (
+        f" --path_t {teachers}/{model_t}/weights.pth --model_s {model_s} --distill {method} --save_folder {tmp_path}"
+    )
+    # teachers that know nothing and tiny batches: a small rate keeps every method finite
+    command += " --run_name r --learning_rate 0.001"
+    if (method, pair) in REFUSALS:
+        with pytest.raises(SystemExit) as stop:
+            train_student.main(command.split())
+        assert stop.value.code == 2 and REFUSALS[method, pair] in capsys.readouterr().err
+        assert not (tmp_path / "student_model").exists()
+        return
+    train_student.main(command.split())
+    folder = tmp_path / "student_model" / "r"
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 2
+    assert all(w.isfinite().all() for w in weights(folder / "last.pth").values())
