@@ -82,7 +82,7 @@ def listing(folder: str | Path) -> Listing:
 
 
 def _annotated(val: Path, classes: tuple[str, ...]) -> tuple[list[Found], list[int]]:
-    """The images of val/images and their labels, in the order of the lines `<image> <wnid> <box>` of the annotations."""
+    """The images of val/images and their labels, in the order of the annotations' lines, `<image> <wnid> <box>`."""
     table = val / "val_annotations.txt"
     if not table.is_file():
         raise FileNotFoundError(f"{table}: no such file; it names the class of every image in {val / 'images'}")

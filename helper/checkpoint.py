@@ -10,10 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .util import UserError
+
+# What RepDistiller's checkpoints hold beside tensors: its options, and the optimiser's rate, which its schedule leaves
+# as a numpy number; numpy 2 has renamed the function that makes one.
+_number = np.float64(0).__reduce__()[0]
+SAFE = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64)),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 def atomically(path: Path, write: Callable[[Any], None]) -> None:
@@ -61,7 +72,7 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
         except Exception as error:  # safetensors' own error type is not exported everywhere
             raise UserError(f"{flag} {path}: broken safetensors file: {first_line(error)}") from None
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(SAFE):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch names what the pickle asked for: "... GLOBAL posix.system was not an allowed global ..."

@@ -32,6 +32,9 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         except (UserError, Diverged) as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             sys.exit(3 if isinstance(error, Diverged) else 2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+            sys.exit(130)
 
     return run
 

@@ -99,9 +99,9 @@ install() {
     mv "$file" "$(place "$name")"
     echo "$name: $(place "$name")"
     got+="$name "
-  done < <(loadable ${candidates[@]+"${candidates[@]}"})
+  done < <(loadable "${candidates[@]}")
   for name in "${missing[@]}"; do [[ $got == *" $name "* ]] || still+=("$name"); done
-  missing=(${still[@]+"${still[@]}"})
+  missing=("${still[@]}")
 }
 
 there=" " candidates=() missing=()
@@ -109,7 +109,7 @@ for name in $TEACHERS; do [ ! -f "$(place "$name")" ] || candidates+=("$name" "$
 while read -r name file; do
   echo "$name: $file is there"
   there+="$name "
-done < <(loadable ${candidates[@]+"${candidates[@]}"})
+done < <(loadable "${candidates[@]}")
 for name in $TEACHERS; do [[ $there == *" $name "* ]] || missing+=("$name"); done
 [ ${#missing[@]} != 0 ] || exit 0
 

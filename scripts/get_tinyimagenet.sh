@@ -21,7 +21,7 @@ try:
     found = listing(sys.argv[1])
 except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
-print(f"{found.root}: {len(found.classes)} classes, {len(found.train_files)} + {len(found.val_files)} images")
+print(f"{found.root.name}: {len(found.classes)} classes, {len(found.train_files)} + {len(found.val_files)} images")
 END
 }
 

@@ -6,7 +6,7 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 
 SAVE=${SAVE:-save/quickstart}
 EPOCHS=${EPOCHS:-12}
-common=(--dataset digits --epochs "$EPOCHS" --lr_decay_epochs 8,11 --save_folder "$SAVE")
+common=(--dataset digits --epochs "$EPOCHS" --lr_decay_epochs "8,11" --save_folder "$SAVE")
 run() { "$PYTHON" "$@" "${common[@]}"; }
 
 run train_teacher.py --model resnet20 --run_name resnet20

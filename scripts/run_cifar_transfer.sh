@@ -34,4 +34,4 @@ for seed in $SEEDS; do
     done
   done
 done
-"$PYTHON" scripts/table.py "$SAVE/transfer"
+"$PYTHON" scripts/summarize.py "$SAVE/transfer"

@@ -28,4 +28,4 @@ for seed in $SEEDS; do
       --trial "$seed" "${options[@]}"
   done
 done
-"$PYTHON" scripts/table.py "$SAVE/models"
+"$PYTHON" scripts/summarize.py "$SAVE/models"

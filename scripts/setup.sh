@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: a virtual environment in .venv with the pinned packages of the files named in "$@".
 # PYTHON=/path/to/python uses that interpreter as it is and installs nothing.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=.venv/bin/python
   [ -x "$PYTHON" ] || python3 -m venv .venv

@@ -316,13 +316,18 @@ def as_csv(table: list[Cells]) -> str:
 
 
 class Outputs:
-    """What a network says of the test set: logits, pooled features [N, ...], labels [N]."""
+    """What a network says of the test set of options DATA: logits and pooled features [N, ...], labels [N].
+
+    Raises UserError where the checkpoint or the data cannot be read.
+    """
 
     @torch.no_grad()
-    def __init__(self, name: str, path: str, flag: str, data: dataset.ImageSet) -> None:
+    def __init__(self, name: str, path: str, flag: str, *values: Any) -> None:
+        state = checkpoint.load(path, flag)  # before the data, which may begin with a download
+        data = test_set(*values)
         with mendable(flag):
             network = models.create_model(name, len(data.classes))
-        checkpoint.load_weights(network, name, checkpoint.load(path, flag), flag, path)
+        checkpoint.load_weights(network, name, state, flag, path)
         device = choose_device(None)
         network.to(device).eval()
         batches = dataset.ValBatches(data.val_images, data.val_labels, 256, data.mean, data.std, device=device)
@@ -354,13 +359,12 @@ class Outputs:
 
 
 @functools.lru_cache(maxsize=1)
-def test_set(*data: Any) -> dataset.ImageSet:
-    return options.load_data(argparse.Namespace(**dict(zip(DATA, data, strict=True))))
+def test_set(*values: Any) -> dataset.ImageSet:
+    """The data set of options DATA."""
+    return options.load_data(argparse.Namespace(**dict(zip(DATA, values, strict=True))))
 
 
-@functools.lru_cache(maxsize=2)  # a student and its teacher, which the next student mostly shares
-def outputs(name: str, path: str, flag: str, *data: Any) -> Outputs:
-    return Outputs(name, path, flag, test_set(*data))
+outputs = functools.lru_cache(maxsize=2)(Outputs)  # a student and its teacher, which the next student mostly shares
 
 
 class Figures:
@@ -386,13 +390,19 @@ class Figures:
         print(self.out / f"{file_name}.png")
 
     def curves(self, rows: list[Row]) -> None:
-        """A plot for each pair of teacher and student, and for the teachers of each data set."""
+        """A plot for each pair of teacher and student, and for the teachers of each data set: all epochs, the last."""
         plots = defaultdict(list)
         for row in rows:
             names = tuple(row.names.values())
             plots[names[: 2 if row.kind == "teachers" else 4]].append(row)
         for (kind, data, *pair), members in plots.items():
-            figure, axes = self.plt.subplots(figsize=(7, 4.2), layout="constrained")
+            longest = max(len(row.curve()[0]) for row in members)
+            starts = {"all epochs": 0, "last quarter": longest * 3 // 4}  # there methods part: on a scale of its own
+            if longest < 8:
+                del starts["last quarter"]
+            figure, (axes,) = self.plt.subplots(
+                1, len(starts), figsize=(1 + 5 * len(starts), 4.5), squeeze=False, layout="constrained"
+            )
             legend = []
             members.sort(key=lambda row: (row.method != "none", row.label))  # `none` is always black
             for i, row in enumerate(members):
@@ -400,15 +410,18 @@ class Figures:
                 epochs = np.arange(1, len(mean) + 1)
                 color, dashes = LINES[i % len(LINES)], ("-", "--", ":", "-.")[i // len(LINES) % 4]
                 marker = "." if len(mean) == 1 else None
-                (line,) = axes.plot(epochs, mean, dashes, color=color, marker=marker, lw=1.6)
-                axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
+                for ax, start in zip(axes, starts.values(), strict=True):
+                    x, y, d = epochs[start:], mean[start:], spread[start:]
+                    (line,) = ax.plot(x, y, dashes, color=color, marker=marker, lw=1.6)
+                    ax.fill_between(x, y - d, y + d, color=color, alpha=0.15, lw=0)
                 legend.append((statistics.mean(row.last), line, row.label))
             legend.sort(key=lambda entry: -entry[0])
             labels = [f"{last:.1f}  {label}" for last, _, label in legend]
             figure.legend([line for _, line, _ in legend], labels, loc="outside right center", title="last epoch, %")
-            axes.set(xlabel="epoch", ylabel="validation accuracy, %")
-            axes.grid(axis="y", color="0.9")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            for ax, title in zip(axes, starts, strict=True):
+                ax.set(title=title, xlabel="epoch", ylabel="validation accuracy, %")
+                ax.grid(axis="y", color="0.9")
+                ax.xaxis.get_major_locator().set_params(integer=True)
             what = " from ".join(filter(None, pair)) if pair else "teachers"
             probed = ", linear probe" if kind == "probes" else ""
             figure.suptitle(f"{what} on {data}{probed}: validation accuracy, {seeds_in_words(members)}")

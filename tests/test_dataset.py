@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_more_datasets import make_stl10, make_tinyimagenet
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import functional as transforms
 
@@ -76,6 +77,8 @@ MAKERS = {
     "cifar100": lambda place, patch: make_cifar(CIFAR100, place, patch).parent,
     "digits": lambda place, patch: place,
     "folder": lambda place, patch: make_tree(place),
+    "stl10": make_stl10,
+    "tinyimagenet": lambda place, patch: make_tinyimagenet(place),
 }
 
 
@@ -226,8 +229,8 @@ def test_folder_sizes(tmp_path):
 def test_folder_cache(tmp_path, monkeypatch):
     root = make_tree(tmp_path / "tree")
     decoded = []
-    real = folder_module._decode
-    monkeypatch.setattr(folder_module, "_decode", lambda *args: decoded.append(1) or real(*args))
+    real = folder_module.decode
+    monkeypatch.setattr(folder_module, "decode", lambda *args: decoded.append(1) or real(*args))
 
     def load(place: Path = root) -> dataset.ImageSet:
         decoded.clear()

@@ -1,0 +1,282 @@
+"""scripts/summarize.py: on made-up run folders, and on a real quick run with its figures."""
+
+import csv
+import importlib.util
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUICK
+
+import train_student
+import transfer_student
+from helper.run import as_csv
+from scripts import summarize
+
+OPTIONS = {"dataset": "cifar100", "data_folder": "./data", "epochs": 3, "momentum": 0.9, "device": None}
+STUDENT = {"model_s": "resnet8x4", "model_t": "resnet32x4", "path_t": "t/last.pth", "init_epochs": 30}
+WEIGHTS = {"none": (1.0, 0.0, 0.0), "kd": (0.1, 0.9, 0.0), "crd": (1.0, 0.0, 0.8)}
+
+
+def make_run(folder: Path, accuracies: list[float], seed: int = 1, **options) -> Path:
+    """A run folder with these validation accuracies, unfinished where they are fewer than the epochs."""
+    folder.mkdir(parents=True)
+    if method := options.pop("method", None):
+        r, a, b = WEIGHTS[method]
+        options = STUDENT | {"distill": [method], "gamma": r, "alpha": a, "beta": [b]} | options
+    options = OPTIONS | {"trial": str(seed), "seed": seed, "run_name": None, "save_folder": str(folder)} | options
+    (folder / "options.json").write_text(json.dumps({"options": options}))
+    rows = [{"epoch": i, "val_acc": accuracy} for i, accuracy in enumerate(accuracies, 1)]
+    if rows:
+        (folder / "log.csv").write_text(as_csv(rows, header=True))
+    if len(rows) == options["epochs"]:
+        summary = {"last_acc": accuracies[-1], "best_acc": max(accuracies), "seconds": 10.0 * seed}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Path:
+    save = tmp_path / "save"
+    make_run(save / "models" / "t", [60.0, 80.0, 79.0], seed=0, model="resnet32x4")
+    for seed, last in ((1, 72.0), (2, 73.0), (3, 74.0)):
+        make_run(save / "student_model" / f"none_{seed}", [50.0, 75.0, last], seed, method="none")
+        make_run(save / "student_model" / f"crd_{seed}", [40.0, 60.0, last + 2], seed, method="crd", nce_k=16384)
+    make_run(save / "student_model" / "kd", [1.0, 2.0, 73.5], method="kd", kd_T=4.0)
+    return save
+
+
+def table_of(out: str, kind: str) -> list[dict[str, str]]:
+    lines = out.split(f"### {kind}\n\n")[1].splitlines()
+    lines = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def by_method(out: str, kind: str = "Students") -> dict[str, dict[str, str]]:
+    return {row["method"]: row for row in table_of(out, kind)}
+
+
+def stopped(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        summarize.main(list(map(str, arguments)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+# ---- the table ----
+
+
+def test_the_table(save, capsys):
+    summarize.main([str(save)])
+    out = capsys.readouterr().out
+    assert [row["method"] for row in table_of(out, "Students")] == ["none", "kd", "crd"]  # the best last
+    rows = by_method(out)
+    assert rows["crd"] == {
+        "data": "cifar100", "network": "resnet8x4", "teacher": "resnet32x4", "method": "crd", "r": "1.0", "a": "0.0",
+        "b": "0.8", "seeds": "3", "last epoch": "75.00 ± 1.00", "gain over none": "+2.00",
+        "published, 240 epochs": "75.51", "best epoch": "75.00 ± 1.00", "seconds a run": "20",
+    }  # fmt: skip
+    assert (
+        rows["kd"]["last epoch"] == "73.50" and rows["kd"]["seeds"] == "1" and rows["kd"]["gain over none"] == "+0.50"
+    )
+    assert rows["none"]["best epoch"] == "75.00 ± 0.00" and rows["none"]["gain over none"] == ""
+    assert rows["none"]["published, 240 epochs"] == "72.50" and rows["kd"]["published, 240 epochs"] == "73.33"
+    (teacher,) = table_of(out, "Teachers")
+    assert teacher["published, 240 epochs"] == "79.42" and "r" not in teacher and "gain over none" not in teacher
+
+
+def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
+    make_run(save / "student_model" / "crdkd", [1, 2, 3], method="crd", alpha=1.0, nce_k=16384)
+    summarize.main([str(save)])
+    rows = table_of(capsys.readouterr().out, "Students")
+    assert next(row for row in rows if row["a"] == "1.0")["published, 240 epochs"] == ""  # not crd alone
+    other = tmp_path / "other"
+    make_run(other / "digits", [1, 2, 3], method="crd", dataset="digits")
+    make_run(other / "pair", [1, 2, 3], method="crd", model_s="resnet8")
+    summarize.main([str(other)])
+    assert "published" not in capsys.readouterr().out
+
+
+def test_published_numbers():
+    published = summarize.read_published()
+    assert len([key for key in published if key[1]]) == 13 * 17 - 7  # 13 pairs; FSP lacks 7 of them
+    assert len([key for key in published if not key[1]]) == 15  # networks alone
+    assert published["rrd+kd", "resnet32x4", "ShuffleV2"] == 76.83 and published["at", "vgg13", "MobileNetV2"] == 59.4
+    assert ("fsp", "wrn_40_2", "wrn_40_1") not in published
+
+
+def test_other_options_tell_rows_apart(save, capsys):
+    make_run(save / "student_model" / "small", [1, 2, 70.0], method="crd", nce_k=64)
+    make_run(save / "student_model" / "momentum", [1, 2, 70.0], method="kd", kd_T=4.0, momentum=0.5)
+    summarize.main([str(save)])
+    rows = {(row["method"], row["other options"]): row for row in table_of(capsys.readouterr().out, "Students")}
+    assert rows.keys() == {
+        ("none", ""), ("crd", "nce_k=64"), ("crd", "nce_k=16384"), ("kd", "momentum=0.5"), ("kd", "momentum=0.9"),
+    }  # fmt: skip
+    assert rows["crd", "nce_k=64"]["gain over none"] == "-3.00"
+    assert rows["kd", "momentum=0.5"]["gain over none"] == ""  # `none` was run with another momentum
+
+
+@pytest.mark.parametrize("path_t, gain", [(None, "+1.00"), ("other/last.pth", "")])
+def test_the_baseline_has_the_same_teacher_or_none(path_t, gain, tmp_path, capsys):
+    make_run(tmp_path / "none", [1, 2, 70.0], method="none", path_t=path_t, model_t=None)
+    make_run(tmp_path / "crd", [1, 2, 71.0], method="crd")
+    summarize.main([str(tmp_path)])
+    assert by_method(capsys.readouterr().out)["crd"].get("gain over none", "") == gain
+
+
+def test_several_folders_make_one_row_and_no_run_counts_twice(tmp_path, capsys):
+    for seed in (1, 2):
+        make_run(tmp_path / f"host{seed}" / "r", [1, 2, 70.0 + seed], seed, method="crd", device=f"cuda:{seed}")
+    again = make_run(tmp_path / "host3" / "r", [1, 2, 99.0], 1, method="crd", device="cuda:0")
+    folders = [str(tmp_path / name) for name in ("host1", "host2", "host3", "host1", "host1/r")]
+    summarize.main(folders)
+    out = capsys.readouterr().out
+    assert by_method(out)["crd"]["seeds"] == "2" and by_method(out)["crd"]["last epoch"] == "71.50 ± 0.71"
+    assert f"Left out:\n\n- {again}: same options and seed as {tmp_path / 'host1' / 'r'}\n" in out
+
+
+def test_unfinished_and_broken_runs_are_named(save, capsys):
+    half = make_run(save / "student_model" / "half", [40.0, 50.0], 4, method="crd")
+    begun = make_run(save / "student_model" / "begun", [], 5, method="crd")
+    (begun / "init_log.csv").write_text(as_csv([{"epoch": i} for i in range(1, 8)], header=True))
+    broken = save / "student_model" / "crd_1"
+    (broken / "summary.json").write_text('{"last_acc": 7')
+    (save / "student_model" / "crd_2" / "options.json").unlink()
+    (save / "student_model" / "crd_3" / "summary.json").write_text('{"last_acc": 70.0}')
+    (save / "student_model" / "none_3" / "options.json").write_text('{"options": {"dataset": "digits"}}')
+    (save / "student_model" / "none_2" / "log.csv").write_bytes(b"epoch,val_acc\n1,\xff\n")
+    summarize.main([str(save)])
+    out = capsys.readouterr().out
+    unfinished, unreadable = (
+        part.split("\n\n")[0] for part in (out.split("Unfinished:\n\n")[1], out.split("read:\n\n")[1])
+    )
+    assert unfinished.splitlines() == [f"- {begun}: 7 of 30 epochs of its initialisation", f"- {half}: 2 of 3 epochs"]
+    lines = unreadable.strip().splitlines()
+    assert [Path(line[2:].split(": ")[0]).name for line in lines] == ["crd_1", "crd_2", "crd_3", "none_2", "none_3"]
+    assert "lacks 'best_acc'" in lines[2] and "lacks epochs, seed" in lines[4]
+    assert by_method(out).keys() == {"none", "kd"} and by_method(out)["none"]["seeds"] == "1"
+
+
+def test_probes_are_grouped_as_their_students_are(save, capsys):
+    for method in ("none", "crd"):
+        for seed in (1, 2):
+            source = save / "student_model" / f"{method}_{seed}" / "last.pth"
+            options = {"model_s": "resnet8x4", "path_s": str(source), "probe_bn": "eval", "dataset": "cifar10"}
+            last = 50.0 + seed + 3 * (method == "crd")
+            make_run(save / "transfer" / f"{method}_{seed}", [1, 2, last], seed, **options)
+    options["path_s"] = "elsewhere/wrn/ckpt.pth"
+    make_run(save / "transfer" / "bare", [1, 2, 10.0], **options)
+    summarize.main([str(save)])
+    rows = by_method(capsys.readouterr().out, "Probes")
+    assert rows.keys() == {"none", "crd", "wrn/ckpt.pth"}
+    assert rows["crd"]["last epoch"] == "54.50 ± 0.71" and rows["crd"]["gain over none"] == "+3.00"
+    assert rows["crd"]["teacher"] == "resnet32x4" and "other options" not in rows["crd"]
+
+
+# ---- the files ----
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files(save, tmp_path, capsys):
+    make_run(save / "student_model" / "crdkd", [1, 2, 3], method="crd", alpha=1.0, nce_k=16384, kd_T=4.0)
+    out = tmp_path / "new" / "out"
+    summarize.main([str(save), "--out", str(out)])
+    assert capsys.readouterr().out == (out / "table.md").read_text()
+    row = next(row for row in read(out / "table.csv") if row["method"] == "crd" and row["a"] == "0.0")
+    assert [float(row[f"last_seed_{seed}"]) for seed in (1, 2, 3)] == [74.0, 75.0, 76.0]
+    assert (float(row["last_mean"]), float(row["last_deviation"]), float(row["published"])) == (75.0, 1.0, 75.51)
+    curves = read(out / "curves.csv")
+    assert {line["method"] for line in curves if line["kind"] == "students"} == {
+        "none", "kd", "crd alpha=0.0", "crd alpha=1.0",
+    }  # fmt: skip
+    last = next(line for line in curves if line["method"] == "none" and line["epoch"] == "3")
+    assert float(last["val_acc_mean"]) == 73.0 and float(last["val_acc_deviation"]) == statistics.stdev([72, 73, 74])
+    assert next(line for line in curves if line["method"] == "kd")["val_acc_deviation"] == ""
+
+
+def test_what_the_user_can_mend(save, tmp_path, capsys, monkeypatch):
+    assert "nowhere: no such folder" in stopped(capsys, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no run in there" in stopped(capsys, tmp_path / "empty")
+    assert "--figures needs --out" in stopped(capsys, save, "--figures")
+    assert "--run has no effect" in stopped(capsys, save, "--out", tmp_path / "o", "--run", save)
+    (tmp_path / "file").touch()
+    assert "--out" in stopped(capsys, save, "--out", tmp_path / "file")
+    find = importlib.util.find_spec
+    for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name, m=module: None if name == m else find(name))
+            error = stopped(capsys, save, "--out", tmp_path / "o", "--figures")
+        assert f"needs the package {package} (pip install {package})" in error
+    assert not (tmp_path / "o").exists()
+
+
+# ---- figures ----
+
+
+def test_class_means_by_hand():
+    said = object.__new__(summarize.Outputs)
+    said.values = {"logits": np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [0.0, 10.0, 5.0], [2.0, 4.0, 6.0]])}
+    said.labels, said.classes = np.array([0, 0, 1, 2]), ("a", "b", "c")
+    expected = [[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
+    assert np.allclose(said.class_means(), expected)
+
+
+@pytest.fixture(scope="module")
+def real(teacher, tmp_path_factory) -> Path:
+    """Two students of a few digits and a probe of one of them."""
+    save = tmp_path_factory.mktemp("real")
+    epochs = ["--epochs", "2", "--save_folder", str(save)]
+    for method in ("none", "kd"):
+        train_student.main([*QUICK, *epochs, "--path_t", str(teacher), "--distill", method, "--run_name", method])
+    path_s = save / "student_model" / "kd" / "last.pth"
+    transfer_student.main([*QUICK, *epochs, "--path_s", str(path_s)])
+    return save
+
+
+@pytest.mark.parametrize("tsne", ["pooled", "logits"])
+def test_figures(tsne, real, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    summarize.main([str(real), "--out", str(tmp_path), "--figures", "--tsne", tsne])
+    runs = [f"{kind}_{method}.png" for kind in ("correlation", f"tsne_{tsne}") for method in ("none", "kd")]
+    curves = ["curves_students_digits_resnet8_resnet14.png", "curves_probes_digits_resnet8_resnet14.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(runs + curves)
+    out = capsys.readouterr().out
+    assert out.count("|T - S| max ") == 2 and by_method(out, "Probes").keys() == {"kd"}
+
+
+def test_figures_of_one_run_alone(real, save, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    named = real / "student_model" / "kd"
+    out = tmp_path / "one"
+    summarize.main([str(real), "--out", str(out), "--figures", "--run", str(named), "--tsne", "none"])
+    assert [path.name for path in out.glob("correlation*")] == ["correlation_kd.png"] and not list(out.glob("tsne*"))
+    summary = json.loads((named / "summary.json").read_text())
+    data = summarize.read_run(named).options
+    said = summarize.outputs("resnet8", str(named / "last.pth"), "student", *(data[key] for key in summarize.DATA))
+    assert said.accuracy == pytest.approx(summary["last_acc"])  # the same network and images as when it was trained
+    # made-up runs have no checkpoints: passed over, but an error where one is asked for by name
+    summarize.main([str(save), "--out", str(tmp_path / "made up"), "--figures", "--tsne", "none"])
+    assert capsys.readouterr().out.count("no pictures of ") == 7
+    arguments = (save, "--out", out, "--figures", "--tsne", "none", "--run")
+    assert "t/last.pth: no such file" in stopped(capsys, *arguments, save / "student_model" / "kd")
+    assert "not a student of one teacher" in stopped(capsys, *arguments, save / "models" / "t")
+
+
+def test_the_table_needs_no_plotting_package(save, monkeypatch, capsys):
+    for module in ("matplotlib", "sklearn"):
+        monkeypatch.setitem(sys.modules, module, None)
+    summarize.main([str(save)])
+    assert "### Students" in capsys.readouterr().out
