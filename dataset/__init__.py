@@ -1,6 +1,7 @@
 """Data sets: one file and one import line each."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 from . import cifar as cifar
@@ -31,14 +32,19 @@ def load(
     image_size: int | None = None,
     limit_train: int | None = None,
     limit_val: int | None = None,
+    workers: int = 8,
 ) -> ImageSet:
     """Data set `name` from `folder`, in images of `image_size` pixels (None: its own), cut to class-balanced subsets.
 
+    workers: threads that decode, where images are kept as files.
     Raises ValueError (unknown name, bad size or limit, broken data) or FileNotFoundError (data missing), in one line.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size: expected at least 1 pixel, found {image_size}")
-    data = find_dataset(name)(folder, image_size)
+    loader = find_dataset(name)
+    # only data sets that are kept as image files have something to decode
+    decoding = {"workers": workers} if "workers" in inspect.signature(loader).parameters else {}
+    data = loader(folder, image_size, **decoding)
     for part, n in (("train", limit_train), ("val", limit_val)):
         if n is not None:
             try:

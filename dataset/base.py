@@ -35,7 +35,10 @@ _datasets: dict[str, Callable[..., ImageSet]] = {}
 
 
 def register(name: str) -> Callable:
-    """Makes the decorated loader, (folder, image_size) -> ImageSet, available as `--dataset name`."""
+    """Makes the decorated loader, (folder, image_size) -> ImageSet, available as `--dataset name`.
+
+    A loader that decodes image files also takes `workers`, the number of threads.
+    """
 
     def add(loader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:
         _datasets[name] = loader

@@ -80,10 +80,13 @@ def opened(path: str) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
 
 
-def decode(paths: list[str], size: int) -> Tensor:
-    """[N, 3, size, size] uint8 (in channels_last order): shortest side resized, then the centre cropped."""
+def decode(paths: list[str], size: int, workers: int) -> Tensor:
+    """[N, 3, size, size] uint8 (in channels_last order): shortest side resized, then the centre cropped.
+
+    workers: number of threads.
+    """
     pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(partial(_decode_one, size=size), paths, pixels.numpy()):
             pass
     return pixels.permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ _default_size = 32
 
 
 @register("folder")
-def folder(folder: str | Path, image_size: int | None = None) -> ImageSet:
+def folder(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
     """The tree below `folder`, in images of `image_size` pixels: shortest side resized, then the centre cropped.
 
     Without a size: that of the images where all are square, alike and of at most 64 pixels a side, else 32.
@@ -34,7 +34,7 @@ def folder(folder: str | Path, image_size: int | None = None) -> ImageSet:
     same_classes(val, val_classes, classes, "train/")
 
     def make(paths: list[str]) -> dict[str, Any]:
-        images = decode(paths, image_size or _common_size(paths))
+        images = decode(paths, image_size or _common_size(paths), workers)
         train_images, val_images = images[: len(train_files)], images[len(train_files) :]
         mean, std = measure(train_images)
         # A part of a tensor is saved with the whole one's storage: both parts together are that storage, once.

@@ -29,13 +29,13 @@ class Listing(NamedTuple):
 
 
 @register("tinyimagenet")
-def tinyimagenet(folder: str | Path, image_size: int | None = None) -> ImageSet:
+def tinyimagenet(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
     """`folder` holds or is `tiny-imagenet-200`; images of `image_size` or 64 pixels. Raises what `listing` raises."""
     found = listing(folder)
     size, n = image_size or 64, len(found.train_files)
 
     def make(paths: list[str]) -> dict[str, Any]:
-        images = decode(paths, size)
+        images = decode(paths, size, workers)
         return {"train": images[:n], "val": images[n:]}
 
     images = cached(found.root / f".cache-tinyimagenet-{size}.pt", found.train_files + found.val_files, make)

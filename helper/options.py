@@ -161,7 +161,7 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
     group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
     group.add_argument("--batch_size", type=number(int, 2), default=64)
-    group.add_argument("--num_workers", type=count, default=8, help="threads that decode images")
+    group.add_argument("--num_workers", type=count, default=8, help="threads that decode image files")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
 
@@ -233,7 +233,9 @@ def settle_seed(opt: argparse.Namespace) -> None:
 def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
     """The data set of the options, whole or limited. Raises UserError where its files are not as they should be."""
     with mendable(f"--dataset {opt.dataset}"):
-        return dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val)
+        return dataset.load(
+            opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, workers=opt.num_workers
+        )
 
 
 def facts(name: str, network: nn.Module, data: dataset.ImageSet) -> dict[str, Any]:
