@@ -111,17 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         methods = {name: find_method(name)(pair, **keywords[name]) for name in opt.distill}
         kd = KD(pair, **keywords[KD.name]) if opt.alpha else None
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta).to(device)
-    augment = dataset.Augment(
-        data.train_images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device
-    )
+    augment = dataset.Augment.of(data, device)
     for method in methods.values():
         augment = method.views(augment)
         student = method.wrap(student)
-    labels = data.train_labels.to(device)
-    batches = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed)
-    val_batches = dataset.ValBatches(
-        data.val_images, data.val_labels, opt.batch_size, data.mean, data.std, device=device
-    )
+    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
+    val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
 
     # initialisation and training
     stages = []

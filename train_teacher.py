@@ -41,14 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     seed_everything(opt.seed)
     model = models.create_model(opt.model, len(data.classes)).to(device, memory_format=torch.channels_last)
     criterion = Criterion()
-    augment = dataset.Augment(
-        data.train_images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device
-    )
-    labels = data.train_labels.to(device)
-    batches = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed)
-    val_batches = dataset.ValBatches(
-        data.val_images, data.val_labels, opt.batch_size, data.mean, data.std, device=device
-    )
+    augment = dataset.Augment.of(data, device)
+    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
+    val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
 
     facts = options.facts(opt.model, model, data)
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .base import Batch
+from .base import Batch, ImageSet
 
 
 def limit(images: Tensor, labels: Tensor, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,11 @@ class Augment:
         mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.scale = (1 / (255 * std)).float().repeat(h * w).to(device)
         self.shift = (-mean / std).float().repeat(h * w).to(device)
+
+    @classmethod
+    def of(cls, data: ImageSet, device: torch.device | str) -> "Augment":
+        """The training images of a data set, augmented as it says."""
+        return cls(data.train_images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device)
 
     @property
     def outcomes(self) -> int:
@@ -140,6 +145,10 @@ class ValBatches:
         self.plain = Augment(images, mean, std, padding=0, flip=False, device=device)
         self.index = torch.arange(self.n_data, device=device)
         self.view = torch.zeros_like(self.index)  # the only one that there is
+
+    @classmethod
+    def of(cls, data: ImageSet, batch_size: int, device: torch.device | str) -> "ValBatches":
+        return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device)
 
     def __len__(self) -> int:
         return -(-self.n_data // self.batch_size)

@@ -76,8 +76,7 @@ class Run:
             raise UserError(f"--save_folder: {error}") from None
         done = self.state["done"] if self.state else {}
         for path in self.folder.glob("*log.csv"):
-            with open(path, newline="") as file:
-                rows = [r for r in csv.DictReader(file) if int(r["epoch"]) <= done.get(path.name, 0)]
+            rows = [r for r in self.rows(path.name) if int(r["epoch"]) <= done.get(path.name, 0)]
             if rows:
                 checkpoint.atomically(path, lambda file, rows=rows: file.write(as_csv(rows, header=True).encode()))
             else:
@@ -98,16 +97,17 @@ class Run:
     def save(self, name: str, state: dict[str, Any]) -> None:
         checkpoint.save(self.folder / name, {**state, "options": self.options})
 
-    def rows(self) -> list[dict[str, str]]:
-        with open(self.folder / "log.csv", newline="") as file:
+    def rows(self, file_name: str) -> list[dict[str, str]]:
+        with open(self.folder / file_name, newline="") as file:
             return list(csv.DictReader(file))
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Writes summary.json from the log, which also spans the parts of a run that was interrupted."""
-        rows = self.rows()
+        rows = self.rows("log.csv")
         best = max(rows, key=lambda r: float(r["val_acc"]))
-        seconds = sum(float(r["train_seconds"]) for r in rows)
-        images = sum(float(r["train_seconds"]) * float(r["images_per_second"]) for r in rows)
+        trained = [r for path in self.folder.glob("*log.csv") for r in self.rows(path.name)]  # initialisation included
+        seconds = sum(float(r["train_seconds"]) for r in trained)
+        images = sum(float(r["train_seconds"]) * float(r["images_per_second"]) for r in trained)
         self.summary = {
             "last_acc": float(rows[-1]["val_acc"]),
             "last_acc_top5": float(rows[-1]["val_acc_top5"]),

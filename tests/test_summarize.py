@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def make_run(folder: Path, accuracies: list[float], seed: int = 1, **options) ->
     if rows:
         (folder / "log.csv").write_text(as_csv(rows, header=True))
     if len(rows) == options["epochs"]:
-        summary = {"last_acc": accuracies[-1], "best_acc": max(accuracies), "seconds": 10.0 * seed}
+        summary = {"last_acc": accuracies[-1], "best_acc": max(accuracies)}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -80,7 +81,7 @@ def test_the_table(save, capsys):
     assert rows["crd"] == {
         "data": "cifar100", "network": "resnet8x4", "teacher": "resnet32x4", "method": "crd", "r": "1.0", "a": "0.0",
         "b": "0.8", "seeds": "3", "last epoch": "75.00 ± 1.00", "gain over none": "+2.00",
-        "published, 240 epochs": "75.51", "best epoch": "75.00 ± 1.00", "seconds a run": "20",
+        "published, 240 epochs": "75.51", "best epoch": "75.00 ± 1.00",
     }  # fmt: skip
     assert (
         rows["kd"]["last epoch"] == "73.50" and rows["kd"]["seeds"] == "1" and rows["kd"]["gain over none"] == "+0.50"
@@ -145,7 +146,6 @@ def test_several_folders_make_one_row_and_no_run_counts_twice(tmp_path, capsys):
 def test_unfinished_and_broken_runs_are_named(save, capsys):
     half = make_run(save / "student_model" / "half", [40.0, 50.0], 4, method="crd")
     begun = make_run(save / "student_model" / "begun", [], 5, method="crd")
-    (begun / "init_log.csv").write_text(as_csv([{"epoch": i} for i in range(1, 8)], header=True))
     broken = save / "student_model" / "crd_1"
     (broken / "summary.json").write_text('{"last_acc": 7')
     (save / "student_model" / "crd_2" / "options.json").unlink()
@@ -157,7 +157,7 @@ def test_unfinished_and_broken_runs_are_named(save, capsys):
     unfinished, unreadable = (
         part.split("\n\n")[0] for part in (out.split("Unfinished:\n\n")[1], out.split("read:\n\n")[1])
     )
-    assert unfinished.splitlines() == [f"- {begun}: 7 of 30 epochs of its initialisation", f"- {half}: 2 of 3 epochs"]
+    assert unfinished.splitlines() == [f"- {begun}: 0 of 3 epochs", f"- {half}: 2 of 3 epochs"]
     lines = unreadable.strip().splitlines()
     assert [Path(line[2:].split(": ")[0]).name for line in lines] == ["crd_1", "crd_2", "crd_3", "none_2", "none_3"]
     assert "lacks 'best_acc'" in lines[2] and "lacks epochs, seed" in lines[4]
@@ -210,7 +210,6 @@ def test_what_the_user_can_mend(save, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert "no run in there" in stopped(capsys, tmp_path / "empty")
     assert "--figures needs --out" in stopped(capsys, save, "--figures")
-    assert "--run has no effect" in stopped(capsys, save, "--out", tmp_path / "o", "--run", save)
     (tmp_path / "file").touch()
     assert "--out" in stopped(capsys, save, "--out", tmp_path / "file")
     find = importlib.util.find_spec
@@ -225,10 +224,16 @@ def test_what_the_user_can_mend(save, tmp_path, capsys, monkeypatch):
 # ---- figures ----
 
 
-def test_class_means_by_hand():
-    said = object.__new__(summarize.Outputs)
-    said.values = {"logits": np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [0.0, 10.0, 5.0], [2.0, 4.0, 6.0]])}
-    said.labels, said.classes = np.array([0, 0, 1, 2]), ("a", "b", "c")
+@pytest.fixture
+def figures() -> ModuleType:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    return importlib.import_module("scripts.figures")
+
+
+def test_class_means_by_hand(figures):
+    logits = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [0.0, 10.0, 5.0], [2.0, 4.0, 6.0]])
+    said = figures.Outputs(logits, logits, np.array([0, 0, 1, 2]), ("a", "b", "c"))
     expected = [[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
     assert np.allclose(said.class_means(), expected)
 
@@ -245,34 +250,31 @@ def real(teacher, tmp_path_factory) -> Path:
     return save
 
 
-@pytest.mark.parametrize("tsne", ["pooled", "logits"])
-def test_figures(tsne, real, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("sklearn")
-    summarize.main([str(real), "--out", str(tmp_path), "--figures", "--tsne", tsne])
-    runs = [f"{kind}_{method}.png" for kind in ("correlation", f"tsne_{tsne}") for method in ("none", "kd")]
+def test_figures(figures, real, tmp_path, capsys):
+    summarize.main([str(real), "--out", str(tmp_path), "--figures"])
+    runs = [f"{kind}_{method}.png" for kind in ("correlation", "tsne") for method in ("none", "kd")]
     curves = ["curves_students_digits_resnet8_resnet14.png", "curves_probes_digits_resnet8_resnet14.png"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(runs + curves)
     out = capsys.readouterr().out
     assert out.count("|T - S| max ") == 2 and by_method(out, "Probes").keys() == {"kd"}
 
 
-def test_figures_of_one_run_alone(real, save, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+def test_figures_of_one_run_alone(figures, real, tmp_path):
     named = real / "student_model" / "kd"
-    out = tmp_path / "one"
-    summarize.main([str(real), "--out", str(out), "--figures", "--run", str(named), "--tsne", "none"])
-    assert [path.name for path in out.glob("correlation*")] == ["correlation_kd.png"] and not list(out.glob("tsne*"))
+    summarize.main([str(named), "--out", str(tmp_path), "--figures"])
+    assert [path.name for path in tmp_path.glob("correlation*")] == ["correlation_kd.png"]
     summary = json.loads((named / "summary.json").read_text())
-    data = summarize.read_run(named).options
-    said = summarize.outputs("resnet8", str(named / "last.pth"), "student", *(data[key] for key in summarize.DATA))
+    data = summarize.Run(named).options
+    said = figures.outputs(named / "last.pth", "resnet8", *(data[key] for key in figures.DATA))
     assert said.accuracy == pytest.approx(summary["last_acc"])  # the same network and images as when it was trained
-    # made-up runs have no checkpoints: passed over, but an error where one is asked for by name
-    summarize.main([str(save), "--out", str(tmp_path / "made up"), "--figures", "--tsne", "none"])
-    assert capsys.readouterr().out.count("no pictures of ") == 7
-    arguments = (save, "--out", out, "--figures", "--tsne", "none", "--run")
-    assert "t/last.pth: no such file" in stopped(capsys, *arguments, save / "student_model" / "kd")
-    assert "not a student of one teacher" in stopped(capsys, *arguments, save / "models" / "t")
+
+
+def test_figures_pass_over_runs_without_checkpoints(figures, save, tmp_path, capsys):
+    make_run(save / "student_model" / "two", [1, 2, 3], method="kd", path_t=["t/last.pth", "u/last.pth"])
+    summarize.main([str(save), "--out", str(tmp_path), "--figures"])
+    out = capsys.readouterr().out
+    assert out.count("no pictures of ") == 8 and out.count("t/last.pth: no such file") == 7
+    assert f"no pictures of {save / 'student_model' / 'two'}: not a student of one teacher" in out
 
 
 def test_the_table_needs_no_plotting_package(save, monkeypatch, capsys):
