@@ -32,7 +32,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
     group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
     group.add_argument("--init_epochs", type=options.whole, default=30, help="for methods with an initialisation")
-    group.add_argument("--init_learning_rate", type=options.above_zero, help="default: the learning rate")
+    group.add_argument(
+        "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
+    )
     options.add_method_options(parser, METHOD_OPTIONS)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
@@ -55,7 +57,8 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
     if not (opt.gamma or opt.alpha or any(opt.beta)):
         raise UserError("-r, -a and -b are all 0: nothing would be trained")
     opt.learning_rate = opt.learning_rate or models.create_model(opt.model_s, 2).learning_rate
-    opt.init_learning_rate = opt.init_learning_rate or opt.learning_rate
+    published = [method.init_learning_rate for method in methods if method.init_learning_rate]
+    opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
     used = opt.distill + ([KD.name] if opt.alpha else [])
     return options.take_method_options(opt, {name: METHOD_OPTIONS[name] for name in used}, METHOD_OPTIONS)
 

@@ -35,6 +35,7 @@ class Distiller(nn.Module):
     weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published r, a, b: used where flags are left out
     relational: ClassVar[bool] = False  # True: the loss compares samples, so ranks must gather before it
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
+    init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
     epoch: int = 1  # set by the script each epoch (ramps)
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:

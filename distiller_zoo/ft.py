@@ -2,7 +2,7 @@
 https://arxiv.org/abs/1802.04977
 
 Differs, as RepDistiller does: factors are averaged over their channels before they are compared (the paper compares
-whole factors), and the paraphraser has no BatchNorm.
+whole factors), and the paraphraser has no BatchNorm. Its rate of 0.01 is RepDistiller's for ResNet and WRN students.
 """
 
 import torch
@@ -28,6 +28,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
     """
 
     weights = (1.0, 0.0, 200.0)
+    init_learning_rate = 0.01
 
     def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_p1: int = 2, ft_p2: int = 1) -> None:
         super().__init__(pair)

@@ -9,6 +9,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import models  # noqa: E402
+
 QUICK = "--dataset digits --limit_train 100 --limit_val 50 --batch_size 32 --device cpu".split()
 
 
@@ -24,3 +26,14 @@ def teacher(tmp_path_factory) -> Path:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
+
+
+def plausible(name: str, num_classes: int, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights of an untrained network whose BatchNorm statistics fit `images`: features as large as a trained one's."""
+    torch.manual_seed(0)
+    network = models.create_model(name, num_classes)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # this one batch counts, and nothing before it
+    network(images)
+    return network.state_dict()

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, ROOT, weights
+from conftest import QUICK, ROOT, plausible, weights
 
 import models
 import train_student
@@ -69,8 +69,8 @@ def repdistiller_folder(tmp_path_factory):
         pickle.dump({"fine_label_names": [f"class {i}" for i in range(100)]}, file)
     path = here / "save" / "models" / "resnet32x4_vanilla" / "ckpt_epoch_240.pth"
     path.parent.mkdir(parents=True)
-    teacher = models.create_model("resnet32x4", 100)
-    torch.save({"opt": argparse.Namespace(model="resnet32x4"), "model": teacher.state_dict()}, path)
+    noise = torch.randn(20, 3, 32, 32)  # as the images are, normalised
+    torch.save({"opt": argparse.Namespace(model="resnet32x4"), "model": plausible("resnet32x4", 100, noise)}, path)
     return here
 
 
@@ -109,6 +109,13 @@ def test_learning_rate_of_the_network(network, rate, tmp_path):
     for name, expected in (("own", rate), ("given", 0.03)):
         options = json.loads((tmp_path / "student_model" / name / "options.json").read_text())["options"]
         assert options["learning_rate"] == expected
+
+
+@pytest.mark.parametrize("arguments, rate", [("", 0.01), ("--init_learning_rate 0.02", 0.02)])
+def test_initialisation_has_a_rate_of_its_own(arguments, rate, teacher, tmp_path):
+    folder = student(teacher, tmp_path, "--distill", "ft", "--init_epochs", "1", *arguments.split())
+    assert [row.split(",")[1] for row in (folder / "init_log.csv").read_text().splitlines()[1:]] == [str(rate)]
+    assert (folder / "log.csv").read_text().splitlines()[1].split(",")[1] == "0.05"
 
 
 def test_several_methods_at_once(teacher, tmp_path):
