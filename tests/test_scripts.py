@@ -295,4 +295,7 @@ def test_distill_sweep(tmp_path):
     quick = " ".join(QUICK) + " --epochs 1"
     variables = {"PAIR": "resnet14:resnet8", "DATASET": "digits", "SEEDS": "1 2", "METHODS": "none; kd -a 0.5"}
     out = bash("run_cifar_distill.sh", tmp_path, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
+    documented = tmp_path / "results"
+    bash("collect.sh", tmp_path, OUT=str(documented), FIGURES="")
+    assert len(list(documented.rglob("log.csv"))) == 5 and "resnet14" in (documented / "table.md").read_text()
     assert re.search(r"\| resnet8 \| resnet14 \| kd \| 0.1 \| 0.5 \| 0.0 \| 2 \| [\d.]+ ± [\d.]+ \|", out), out
