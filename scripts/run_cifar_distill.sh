@@ -3,7 +3,7 @@
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   PAIR=resnet32x4:resnet8x4  DATASET=cifar100  SEEDS="1 2 3"  SAVE=save
 #   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"
-#   TEACHER=FILE               default: SAVE/models/<teacher>_vanilla/ckpt_epoch_240.pth where it is there, else trained
+#   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
 #   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar_distill.sh
 set -euo pipefail
@@ -12,7 +12,7 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 PAIR=${PAIR:-resnet32x4:resnet8x4}
 DATASET=${DATASET:-cifar100}
 SEEDS=${SEEDS:-1 2 3}
-METHODS=${METHODS:-none; kd; fitnet; ab; crd; crd -a 1}
+METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd}
 SAVE=${SAVE:-save}
 model_t=${PAIR%%:*} model_s=${PAIR##*:}
 read -ra teacher_options <<<"${TEACHER_OPTIONS:-}"
@@ -20,19 +20,26 @@ read -ra options <<<"${OPTIONS:-}"
 common=(--dataset "$DATASET" --save_folder "$SAVE")
 
 if [ -z "${TEACHER:-}" ]; then
-  TEACHER=$SAVE/models/${model_t}_vanilla/ckpt_epoch_240.pth
-  if [ ! -f "$TEACHER" ]; then
-    TEACHER=$SAVE/models/${model_t}_vanilla/last.pth
+  folder=$SAVE/models/${model_t}_vanilla
+  TEACHER=$folder/ckpt_epoch_240.pth
+  # a run of ours has options.json, and its result is last.pth whatever else it has kept
+  if [ ! -f "$TEACHER" ] || [ -f "$folder/options.json" ]; then
+    TEACHER=$folder/last.pth
     "$PYTHON" train_teacher.py --model "$model_t" "${common[@]}" --run_name "${model_t}_vanilla" "${teacher_options[@]}"
   fi
 fi
+failed=() # a method that this pair does not allow, or a run that diverged, does not stop the others
 IFS=';' read -ra methods <<<"$METHODS"
 for seed in $SEEDS; do
   for method in "${methods[@]}"; do
     read -ra flags <<<"$method"
     echo "== $model_t > $model_s: ${flags[*]}, seed $seed"
     "$PYTHON" train_student.py --path_t "$TEACHER" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
-      "${common[@]}" "${options[@]}"
+      "${common[@]}" "${options[@]}" || failed+=("${flags[*]}, seed $seed")
   done
 done
 "$PYTHON" scripts/summarize.py "$SAVE"
+if [ ${#failed[@]} != 0 ]; then
+  printf 'not run, for the reason above: %s\n' "${failed[@]}" >&2
+  exit 1
+fi

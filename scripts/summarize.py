@@ -100,9 +100,7 @@ class Row:
         network = run.options.get("model") or run.options["model_s"]
         self.pair = {"kind": run.kind, "data": run.options["dataset"], "network": network}
         self.pair["teacher"] = text(run.told.get("model_t"))
-        self.method = text(
-            run.told.get("distill") or ("alone" if run.kind == "teachers" else short(run.told["path_s"]))
-        )
+        self.method = text(run.told.get("distill") or ("alone" if "model" in run.told else short(run.told["path_s"])))
         self.weights = {"r": run.told.get("gamma"), "a": run.told.get("alpha"), "b": text(run.told.get("beta"))}
         self.last, self.best = [run.last for run in self.runs], [run.best for run in self.runs]
         self.other: dict[str, str] = {}  # options that tell this row from those of the same pair and method

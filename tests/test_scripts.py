@@ -276,11 +276,11 @@ def test_goes_on_without_tensorboard_logger(tmp_path, monkeypatch):
 # ---- bash ----
 
 
-def bash(script, tmp_path, **variables):
+def bash(script, tmp_path, status=0, **variables):
     environment = os.environ | {"PYTHON": sys.executable, "SAVE": str(tmp_path)} | variables
     done = subprocess.run(["bash", str(ROOT / "scripts" / script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + (done.stderr if status else "")
 
 
 def test_quickstart(tmp_path):
@@ -295,7 +295,10 @@ def test_distill_sweep(tmp_path):
     quick = " ".join(QUICK) + " --epochs 1"
     variables = {"PAIR": "resnet14:resnet8", "DATASET": "digits", "SEEDS": "1 2", "METHODS": "none; kd -a 0.5"}
     out = bash("run_cifar_distill.sh", tmp_path, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
+    variables |= {"PAIR": "resnet14:wrn_16_2", "METHODS": "fsp; none", "SEEDS": "1"}
+    refused = bash("run_cifar_distill.sh", tmp_path, status=1, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
+    assert "not run, for the reason above: fsp, seed 1" in refused and "| wrn_16_2 | resnet14 | none |" in refused
     documented = tmp_path / "results"
     bash("collect.sh", tmp_path, OUT=str(documented), FIGURES="")
-    assert len(list(documented.rglob("log.csv"))) == 5 and "resnet14" in (documented / "table.md").read_text()
+    assert len(list(documented.rglob("log.csv"))) == 6 and "resnet14" in (documented / "table.md").read_text()
     assert re.search(r"\| resnet8 \| resnet14 \| kd \| 0.1 \| 0.5 \| 0.0 \| 2 \| [\d.]+ ± [\d.]+ \|", out), out
