@@ -5,6 +5,8 @@ import inspect
 from pathlib import Path
 
 from . import cifar as cifar
+from . import cifar10_1 as cifar10_1
+from . import cinic10 as cinic10
 from . import digits as digits
 from . import folder as folder
 from . import stl10 as stl10

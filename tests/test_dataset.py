@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_more_datasets import make_stl10, make_tinyimagenet
+from test_more_datasets import make_cinic10, make_stl10, make_tinyimagenet
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import functional as transforms
 
@@ -72,9 +72,23 @@ def make_tree(root: Path, size: tuple[int, int] = (8, 8), val: str = "val") -> P
     return root
 
 
+def make_cifar10_1(place: Path, patch: pytest.MonkeyPatch, version: str = "v6") -> Path:
+    """CIFAR-10 as above, and three images more in the layout of CIFAR-10.1."""
+    make_cifar(CIFAR10, place, patch)
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    np.save(place / f"cifar10.1_{version}_data.npy", images)
+    np.save(place / f"cifar10.1_{version}_labels.npy", np.array([1, 0, 1], dtype=np.int32))
+    return place
+
+
 MAKERS = {
     "cifar10": lambda place, patch: make_cifar(CIFAR10, place, patch).parent,
+    "cifar10.1": make_cifar10_1,
+    "cifar10.1-v4": lambda place, patch: make_cifar10_1(place, patch, "v4"),
     "cifar100": lambda place, patch: make_cifar(CIFAR100, place, patch).parent,
+    "cinic10": lambda place, patch: make_cinic10(place),
+    "cinic10-enlarged": lambda place, patch: make_cinic10(place),
+    "cinic10-valid": lambda place, patch: make_cinic10(place),
     "digits": lambda place, patch: place,
     "folder": lambda place, patch: make_tree(place),
     "stl10": make_stl10,
@@ -185,6 +199,43 @@ def test_cifar_without_files_or_network(tmp_path, monkeypatch):
     text = str(caught.value)
     assert f"{missing}/cifar-100-python: expected the python batches train, test; tried to download http://" in text
     assert "\n" not in text and not missing.exists()
+
+
+# ---- CIFAR-10.1 ----
+
+
+def test_cifar10_1(tmp_path, monkeypatch):
+    make_cifar10_1(tmp_path, monkeypatch)
+    data, plain = dataset.load("cifar10.1", tmp_path), dataset.load("cifar10", tmp_path)
+    images = np.load(tmp_path / "cifar10.1_v6_data.npy")
+    assert (data.val_images.permute(0, 2, 3, 1).numpy() == images).all() and data.val_labels.tolist() == [1, 0, 1]
+    assert torch.equal(data.train_images, plain.train_images) and (data.mean, data.std) == (plain.mean, plain.std)
+    clone = tmp_path / "CIFAR-10.1" / "datasets"  # of the official repository
+    clone.mkdir(parents=True)
+    for kind in ("data", "labels"):
+        (tmp_path / f"cifar10.1_v6_{kind}.npy").rename(clone / f"cifar10.1_v6_{kind}.npy")
+    assert torch.equal(dataset.load("cifar10.1", tmp_path).val_images, data.val_images)
+    with pytest.raises(FileNotFoundError, match="expected cifar10.1_v4_data.npy and cifar10.1_v4_labels.npy, here or"):
+        dataset.load("cifar10.1-v4", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.array([1, 0]), r"expected .*found uint8 \[3, 32, 32, 3\] and int64 \[2\]"),
+        (np.array([1.0, 0.0, 1.0]), r"float64 \[3\]"),
+        (np.array([], dtype=np.int64), r"int64 \[0\]"),
+        (np.array(1), r"int64 \[\]"),
+        (np.array([1, 2, 1]), "labels.npy: expected labels from 0 to 1, found others"),
+        (np.array([None] * 3), "cannot read .*allow_pickle"),
+    ],
+)
+def test_cifar10_1_errors(labels, text, tmp_path, monkeypatch):
+    make_cifar10_1(tmp_path, monkeypatch)
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", labels, allow_pickle=True)
+    with pytest.raises(ValueError, match=text) as caught:
+        dataset.load("cifar10.1", tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 # ---- folder ----

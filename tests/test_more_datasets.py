@@ -1,4 +1,4 @@
-"""STL-10 and TinyImageNet: the official layouts, and what is said of broken ones."""
+"""STL-10, TinyImageNet and CINIC-10: the official layouts, and what is said of broken ones."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from torchvision.datasets import STL10
 from torchvision.transforms import functional as transforms
 
 import dataset
-from dataset import tinyimagenet
+from dataset import cinic10, tinyimagenet
 
 # ---- made-up data in each set's layout ----
 
@@ -67,6 +67,22 @@ def make_tinyimagenet(place: Path) -> Path:
     (root / "val" / "val_annotations.txt").write_text("".join(lines))
     (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
     (root / "words.txt").write_text("n01\tant\n")
+    return place
+
+
+CINIC10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def make_cinic10(place: Path) -> Path:
+    """`place`/CINIC-10 with two training images of each class, one in valid and one in test."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 2), ("valid", 1), ("test", 1)):
+        for name in CINIC10:
+            target = place / "CINIC-10" / part / name
+            target.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(target / f"n{i}_{i}.png" if i else target / f"cifar10-{part}-{i}.png")
     return place
 
 
@@ -201,3 +217,60 @@ def test_tinyimagenet_errors(spoil, kind, text, tmp_path):
     with pytest.raises(kind, match=text) as caught:
         dataset.load("tinyimagenet", tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/.cache*"))
+
+
+# ---- CINIC-10 ----
+
+
+def cinic_part(root: Path, part: str) -> torch.Tensor:
+    files = [file for name in CINIC10 for file in sorted((root / part / name).glob("*.png"))]
+    return torch.stack([transforms.pil_to_tensor(Image.open(file)) for file in files])
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "val"),
+    [
+        ("cinic10", ["train"], "test"),
+        ("cinic10-enlarged", ["train", "valid"], "test"),
+        ("cinic10-valid", ["train"], "valid"),
+    ],
+)
+def test_cinic10_splits(name, train, val, tmp_path):
+    root = make_cinic10(tmp_path) / "CINIC-10"
+    data = dataset.load(name, tmp_path, workers=2)
+    assert torch.equal(data.train_images, torch.cat([cinic_part(root, part) for part in train]))
+    assert torch.equal(data.val_images, cinic_part(root, val))
+    twice = [label for label in range(10) for _ in range(2)]
+    assert data.train_labels.tolist() == twice + (list(range(10)) if "valid" in train else [])
+    assert data.val_labels.tolist() == list(range(10)) and data.classes == CINIC10
+    assert data.mean == (0.4789, 0.4723, 0.4305) and data.std == (0.2421, 0.2383, 0.2587) and data.flip
+
+
+def test_cinic10_decodes_each_part_once(tmp_path, monkeypatch):
+    root = make_cinic10(tmp_path) / "CINIC-10"
+    decoded = []
+    real = cinic10.decode
+    monkeypatch.setattr(cinic10, "decode", lambda paths, *args: decoded.append(len(paths)) or real(paths, *args))
+    first = dataset.load("cinic10", root)
+    assert decoded == [20, 10]
+    enlarged = dataset.load("cinic10-enlarged", tmp_path)
+    assert decoded == [20, 10, 10] and torch.equal(enlarged.train_images[:20], first.train_images)
+    assert torch.equal(dataset.load("cinic10-valid", tmp_path).train_images, first.train_images)
+    assert decoded == [20, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "text"),
+    [
+        (shutil.rmtree, FileNotFoundError, "expected train/, valid/ and test/, here or in CINIC-10/; found no"),
+        (lambda r: shutil.rmtree(r / "valid"), FileNotFoundError, "expected train/, valid/ .*; found test, train"),
+        (lambda r: shutil.rmtree(r / "test/cat"), ValueError, "test: expected the 10 classes of CINIC-10; missing cat"),
+        (lambda r: (r / "train/cat").rename(r / "train/lion"), ValueError, "missing cat, extra lion"),
+        (write("test/cat/a.png", "no image"), ValueError, "test/cat/a.png: cannot be decoded as an image"),
+    ],
+)
+def test_cinic10_errors(spoil, kind, text, tmp_path):
+    spoil(make_cinic10(tmp_path) / "CINIC-10")
+    with pytest.raises(kind, match=text) as caught:
+        dataset.load("cinic10", tmp_path)
+    assert "\n" not in str(caught.value)
