@@ -71,7 +71,7 @@ class ResNet(Network):
         return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]
 
 
-for depth in (8, 14, 20, 32, 44, 56, 110):
+for depth in (8, 14, 20, 26, 32, 44, 56, 110):
     register(f"resnet{depth}", partial(ResNet, depth, (16, 16, 32, 64)))
 for depth in (8, 32):
     register(f"resnet{depth}x4", partial(ResNet, depth, (32, 64, 128, 256)))

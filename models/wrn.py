@@ -83,4 +83,4 @@ def wrn(depth: str, width: str, num_classes: int) -> WideResNet:
 
 for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2)):
     register(f"wrn_{depth}_{width}", partial(WideResNet, depth, width))
-register_pattern(r"wrn_(\d+)_([1-9]\d*)", wrn)
+register_pattern(r"(?:wrn|WRN)[_-](\d+)[_-]([1-9]\d*)", wrn)  # wrn_28_4, and as other projects write it, WRN-28-4
