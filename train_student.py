@@ -4,6 +4,7 @@ python train_student.py --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.p
 """
 
 import argparse
+import copy
 
 import torch
 
@@ -15,6 +16,7 @@ from distiller_zoo.criterion import Criterion
 from helper import checkpoint, options
 from helper.loops import Precision, Stage, fit, validate
 from helper.run import Run
+from helper.slow import SlowWeights
 from helper.util import UserError, choose_device, command, mendable, seed_everything
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
@@ -23,8 +25,10 @@ METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_nam
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = options.Parser(__doc__.splitlines()[0])
     group = parser.add_argument_group("distillation")
-    group.add_argument("--path_t", metavar="FILE", help="the teacher's checkpoint")
-    group.add_argument("--model_t", type=options.network, help="default: as the checkpoint or its folder's name says")
+    group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints")
+    group.add_argument(
+        "--model_t", type=options.network, nargs="+", help="default: as the checkpoint or its folder's name says"
+    )
     group.add_argument("--model_s", type=options.network, default="resnet8")
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument("--distill", type=options.names_of(find_method), default="kd", help=", ".join(method_names()))
@@ -35,6 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
     )
+    group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
+    group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
@@ -60,18 +66,22 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
     published = [method.init_learning_rate for method in methods if method.init_learning_rate]
     opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
     used = opt.distill + ([KD.name] if opt.alpha else [])
+    if opt.alpha and "kd_T" not in opt:
+        opt.kd_T = methods[0].temperature
     return options.take_method_options(opt, {name: METHOD_OPTIONS[name] for name in used}, METHOD_OPTIONS)
 
 
-def load_teacher(opt: argparse.Namespace) -> dict:
-    """Reads the checkpoint and settles which network it is."""
-    state = checkpoint.load(opt.path_t, "--path_t")
-    opt.model_t = opt.model_t or checkpoint.find_name(state, opt.path_t, models.is_model)
-    if opt.model_t is None:
-        raise UserError(
-            f"--path_t {opt.path_t}: neither the file nor its folder's name says its network; give --model_t"
-        )
-    return state
+def load_teachers(opt: argparse.Namespace) -> list[dict]:
+    """Reads the checkpoints and settles which networks they are."""
+    states = [checkpoint.load(path, "--path_t") for path in opt.path_t]
+    if opt.model_t and len(opt.model_t) != len(states):
+        raise UserError(f"--model_t: expected a network for each of {len(states)} --path_t, found {len(opt.model_t)}")
+    found = [checkpoint.find_name(*state, models.is_model) for state in zip(states, opt.path_t, strict=True)]
+    opt.model_t = opt.model_t or found
+    if None in opt.model_t:
+        path = opt.path_t[opt.model_t.index(None)]
+        raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
+    return states
 
 
 @command
@@ -79,13 +89,26 @@ def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     keywords = settle(opt)
     device = choose_device(opt.device)
-    if opt.path_t is None and (opt.alpha or any(opt.beta) or any(find_method(n).init_loss for n in opt.distill)):
+    classes = [find_method(name) for name in opt.distill]
+    weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
+    taught = opt.alpha or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
+    if opt.path_t is None and (taught or any(cls.init_loss for cls in classes)):
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
-    teacher_state = load_teacher(opt) if opt.path_t else None
+    for cls in classes:
+        if opt.path_t and len(opt.path_t) > 1 and not cls.all_teachers and (cls in weighed or cls.init_loss):
+            raise UserError(f"--path_t: {cls.name} takes one teacher, found {len(opt.path_t)}")
+    teacher_states = load_teachers(opt) if opt.path_t else []
 
     betas = ",".join(map(str, opt.beta))
     name = "S:{}_T:{}_{}_{}_r:{}_a:{}_b:{}_{}".format(
-        opt.model_s, opt.model_t, opt.dataset, ",".join(opt.distill), opt.gamma, opt.alpha, betas, opt.trial
+        opt.model_s,
+        "+".join(opt.model_t or ["None"]),
+        opt.dataset,
+        ",".join(opt.distill),
+        opt.gamma,
+        opt.alpha,
+        betas,
+        opt.trial,
     )
     run = Run("student_model", name, opt)
     if run.finished:
@@ -96,11 +119,11 @@ def main(argv: list[str] | None = None) -> None:
     n_cls = len(data.classes)
 
     # networks; the seed is set here so that equal seeds give equal students whatever the method
-    teacher = None
-    if teacher_state:
-        teacher = models.create_model(opt.model_t, n_cls)
-        checkpoint.load_weights(teacher, opt.model_t, teacher_state, "--path_t", opt.path_t)
-        teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    teachers = []
+    for state, model_t, path in zip(teacher_states, opt.model_t or [], opt.path_t or [], strict=True):
+        teacher = models.create_model(model_t, n_cls)
+        checkpoint.load_weights(teacher, model_t, state, "--path_t", path)
+        teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     seed_everything(opt.seed)
     student = models.create_model(opt.model_s, n_cls)
     if opt.path_s:
@@ -108,8 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     student.to(device, memory_format=torch.channels_last)
 
     # method
-    s = models.probe(student, data.train_images)
-    pair = Pair(s, models.probe(teacher, data.train_images) if teacher else s, student, teacher, data.train_labels)
+    teacher = teachers[0] if teachers else student
+    s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
+    pair = Pair(s, t, student, teacher, data.train_labels)
     with mendable(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **keywords[name]) for name in opt.distill}
         kd = KD(pair, **keywords[KD.name]) if opt.alpha else None
@@ -121,20 +145,27 @@ def main(argv: list[str] | None = None) -> None:
     batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
     val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
 
+    slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every) if opt.mcl_tau is not None else None
+    beside = {f"teacher{n}": teacher for n, teacher in enumerate(teachers, 1)}
+    if opt.path_s and opt.save_predictions:
+        beside["start"] = copy.deepcopy(student)
+
     # initialisation and training
     stages = []
     if criterion.has_init:
-        init = Stage("init", opt.init_epochs, criterion.init, opt.init_learning_rate, teacher=teacher)
+        init = Stage("init", opt.init_epochs, criterion.init, opt.init_learning_rate, teachers=teachers)
         stages.append(init)
-    asked = teacher if opt.alpha or any(opt.beta) else None
-    stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, teacher=asked))
+    asked = teachers if taught else []
+    stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, teachers=asked))
     facts = options.facts(opt.model_s, student, data)
-    if teacher:
-        facts["teacher_acc"] = validate(val_batches, teacher, Precision(opt.amp, device))["val_acc"]
-        print(f"teacher accuracy: {facts['teacher_acc']:.2f} %")
+    if teachers:
+        found = [validate(val_batches, teacher, Precision(opt.amp, device))["val_acc"] for teacher in teachers]
+        facts["teacher_acc"] = found if len(found) > 1 else found[0]
+        print("teacher accuracy: " + ", ".join(f"{acc:.2f} %" for acc in found))
     fit(
         run, stages, opt, student=student, criterion=criterion,
         batches=batches, val_batches=val_batches, device=device, facts=facts,
+        slow=slow, beside=beside,
     )  # fmt: skip
 
 

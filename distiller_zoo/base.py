@@ -17,7 +17,7 @@ class Pair(NamedTuple):
     """What a method may look at when it is built."""
 
     s: Output  # student on a dummy batch: read shapes from it
-    t: Output  # teacher likewise
+    t: Output  # teacher likewise; the first one of several; without a teacher the student's, as is `teacher`
     student: nn.Module
     teacher: nn.Module
     labels: Tensor  # [n_data] of the whole training set
@@ -36,6 +36,9 @@ class Distiller(nn.Module):
     relational: ClassVar[bool] = False  # True: the loss compares samples, so ranks must gather before it
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
     init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
+    temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
+    label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only
+    all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
     epoch: int = 1  # set by the script each epoch (ramps)
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
@@ -49,6 +52,11 @@ class Distiller(nn.Module):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
+
+    @classmethod
+    def needs_teacher(cls, options: dict[str, Any]) -> bool:
+        """Whether forward reads `t` with these values of its keywords. False: `t` may be None."""
+        return True
 
     def views(self, augment: Callable) -> Callable:
         """The batched augmentation that this method trains on; several views come as [B, V, C, H, W]."""

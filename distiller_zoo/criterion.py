@@ -1,5 +1,7 @@
 """The total loss: gamma * cross entropy + alpha * KD + sum of beta_i * method_i."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +12,8 @@ from .kd import KD
 class Criterion(nn.Module):
     """Weighted terms by name; a term whose weight is 0 is not computed.
 
-    Holds what trains beside the student (adapters) and what must be saved with it (banks).
+    Holds what trains beside the student (adapters) and what must be saved with it (banks). With several teachers, KD is
+    the mean of each one's.
     """
 
     def __init__(
@@ -34,20 +37,29 @@ class Criterion(nn.Module):
         for method in self.methods.values():
             method.epoch = epoch
 
-    def forward(self, s: Output, t: Output | None, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
+        """s: [B, ...] or, of V views, [B * V, ...] with the views of a sample side by side; t: one Output a teacher."""
         terms = {}
+        first_only = not all(method.label_all_views for method in self.methods.values())
+        labelled = slice(None, None, len(s.logits) // len(batch.labels) if first_only else 1)
+        logits = s.logits[labelled]
         if self.gamma:
-            # every view of a sample has its label
-            labels = batch.labels.repeat_interleave(len(s.logits) // len(batch.labels))
-            terms["ce"] = self.gamma * F.cross_entropy(s.logits.float(), labels)
+            labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
+            terms["ce"] = self.gamma * F.cross_entropy(logits.float(), labels)
         if self.alpha:
-            terms["kd"] = self.alpha * self.kd(s, t, batch)
+            s_kd, t_kd = s._replace(logits=logits), [x._replace(logits=x.logits[labelled]) for x in t]
+            terms["kd"] = self.alpha * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)
         for (name, method), beta in zip(self.methods.items(), self.betas, strict=True):
             if beta:
                 # -a may have a term of this name already
-                terms[name] = beta * method(s, t, batch) + terms.get(name, 0.0)
+                terms[name] = beta * method(s, taught(method, t), batch) + terms.get(name, 0.0)
         return terms
 
-    def init(self, s: Output, t: Output, batch: Batch) -> dict[str, Tensor]:
+    def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
         """The terms of the initialisation stage, unweighted as in RepDistiller."""
-        return {name: m.init_loss(s, t, batch) for name, m in self.methods.items() if m.init_loss}
+        return {name: m.init_loss(s, taught(m, t), batch) for name, m in self.methods.items() if m.init_loss}
+
+
+def taught(method: Distiller, t: Sequence[Output]) -> Output | tuple[Output, ...] | None:
+    """What the method takes for `t`."""
+    return tuple(t) if method.all_teachers else t[0] if t else None

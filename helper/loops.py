@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .meters import Meters
 from .run import Run
+from .slow import SlowWeights
 from .util import Diverged, peak_memory_mb, rng_state, set_rng_state
 
 
@@ -21,10 +22,10 @@ class Stage(NamedTuple):
 
     name: str  # "" for the training that is validated, and whose last epoch is the result
     epochs: int
-    loss: Callable[..., dict[str, Tensor]]  # (student's Output, teacher's Output or None, batch) -> weighted terms
+    loss: Callable[..., dict[str, Tensor]]  # (student's Output, teachers' Outputs, batch) -> weighted terms
     learning_rate: float
     decay_epochs: Sequence[int] = ()  # the rate falls after each of these
-    teacher: nn.Module | None = None  # None: no term of the loss asks for it
+    teachers: Sequence[nn.Module] = ()  # empty: no term of the loss asks for them
     train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
 
     @property
@@ -60,19 +61,25 @@ def fit(
     val_batches: Iterable,
     device: torch.device,
     facts: dict[str, Any],
+    slow: SlowWeights | None = None,
+    beside: dict[str, nn.Module] | None = None,
 ) -> None:
     """Trains the stages in order, from where the run was interrupted, and writes its result.
 
     `criterion` is what the checkpoint keeps beside the student (adapters, banks); the stages' losses are made of it.
-    `facts` go into every checkpoint and into summary.json.
+    `facts` go into every checkpoint and into summary.json. `slow`: what is validated and saved in the student's place.
+    `beside`: networks whose predictions are saved with the student's, by name.
     """
     precision = Precision(opt.amp, device)
     compiled = torch.compile if opt.compile else lambda network: network
     network = compiled(student)
+    kept = slow.network if slow else student  # what is validated, and saved as the result
+    tested = compiled(kept) if slow else network
     done = {stage.log: 0 for stage in stages}
     best_acc = -1.0
     if run.state:
-        student.load_state_dict(run.state["model"])
+        student.load_state_dict(run.state["fast"] if slow else run.state["model"])
+        kept.load_state_dict(run.state["model"])
         criterion.load_state_dict(run.state["criterion"])
         precision.scaler.load_state_dict(run.state["scaler"])
         set_rng_state(run.state["rng"])
@@ -83,19 +90,27 @@ def fit(
     for stage in stages:
         parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
         optimizer = torch.optim.SGD(
-            parameters, stage.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True
+            parameters,
+            stage.learning_rate,
+            momentum=opt.momentum,
+            weight_decay=opt.weight_decay,
+            nesterov=opt.nesterov,
+            fused=True,
         )
         if run.state and run.state["stage"] == stage.log:
             optimizer.load_state_dict(run.state["optimizer"])
-        teacher = compiled(stage.teacher) if stage.teacher else None
+        teachers = [compiled(teacher) for teacher in stage.teachers]
+        averaged = slow if not stage.name else None
+        if averaged and not done[stage.log]:
+            averaged.restart(student)
         for epoch in range(done[stage.log] + 1, stage.epochs + 1):
             lr = stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             row = {"epoch": epoch, "lr": lr}
-            row |= train(run, stage, epoch, network, teacher, criterion, batches, optimizer, precision, opt)
+            row |= train(run, stage, epoch, network, teachers, criterion, batches, optimizer, precision, opt, averaged)
             if not stage.name:
-                row |= validate(val_batches, network, precision)
+                row |= validate(val_batches, tested, precision)
                 if not row["val_loss"] < float("inf"):
                     raise Diverged(f"epoch {epoch}: the validation loss is {row['val_loss']} after the last step")
             row["peak_memory_mb"] = round(peak_memory_mb(device), 1)
@@ -103,7 +118,7 @@ def fit(
 
             run.log(stage.log, row)
             done[stage.log] = epoch
-            weights = {"model": student.state_dict(), "epoch": epoch, **facts}
+            weights = {"model": kept.state_dict(), "epoch": epoch, **facts}
             if not stage.name:
                 if row["val_acc"] > best_acc:
                     best_acc = row["val_acc"]
@@ -112,8 +127,13 @@ def fit(
                     run.save(f"ckpt_epoch_{epoch}.pth", weights | {"accuracy": row["val_acc"]})
             rest = {"stage": stage.log, "done": done, "best_acc": best_acc, "facts": facts, "rng": rng_state()}
             rest |= {"criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
+            if slow:
+                rest["fast"] = student.state_dict()
             run.save("last.pth", weights | rest | {"scaler": precision.scaler.state_dict()})
         optimizer.zero_grad(set_to_none=True)  # a parameter that the next stage leaves alone must have no gradient
+    if opt.save_predictions:
+        for name, net in {"": kept, **(beside or {})}.items():
+            run.save_predictions(name, predict(val_batches, net, precision))
     run.finish(facts)
 
 
@@ -122,12 +142,13 @@ def train(
     stage: Stage,
     epoch: int,
     student: nn.Module,
-    teacher: nn.Module | None,
+    teachers: Sequence[nn.Module],
     criterion: nn.Module,
     batches: Any,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     opt: argparse.Namespace,
+    slow: SlowWeights | None = None,
 ) -> dict[str, float]:
     """One epoch. Returns the training columns of its row."""
     student.train(stage.train_mode)
@@ -143,9 +164,11 @@ def train(
         with precision.autocast():
             s = student(images, is_feat=True)
             with torch.no_grad():
-                t = teacher(images, is_feat=True) if teacher is not None else None
+                t = [teacher(images, is_feat=True) for teacher in teachers]
         terms = stage.loss(s, t, batch)
         precision.step(sum(terms.values()), optimizer)
+        if slow:
+            slow.update(student, (epoch - 1) * len(batches) + step)
         meters.add(terms, s.logits[:: len(s.logits) // len(batch.labels)], batch.labels)
         if step % opt.print_freq == 0 or step % opt.tb_freq == 0:
             means = meters.read(epoch, label)
@@ -179,6 +202,19 @@ def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> d
         images += len(batch.labels)
     loss, top1, top5 = (sums / images).tolist()
     return {"val_loss": loss, "val_acc": 100.0 * top1, "val_acc_top5": 100.0 * top5}
+
+
+@torch.no_grad()
+def predict(val_batches: Iterable, model: nn.Module, precision: Precision) -> Tensor:
+    """[N, 3] in the order of the set: label, predicted class, its probability."""
+    model.eval()
+    found = []
+    for batch in val_batches:
+        with precision.autocast():
+            logits = model(batch.images)
+        confidence, prediction = logits.float().softmax(1).max(1)
+        found.append(torch.stack([batch.labels.double(), prediction.double(), confidence.double()], 1))
+    return torch.cat(found).cpu()
 
 
 def as_line(row: dict[str, Any], stage: Stage) -> str:

@@ -70,8 +70,11 @@ class Parser(argparse.ArgumentParser):
                 else:
                     arguments += [flags[-1]] if value else []
             elif value is not None:
-                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                arguments.append(f"{flags[-1]}={text}")
+                values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+                if actions[key].nargs == "+":
+                    arguments += [flags[-1], *values]
+                else:
+                    arguments.append(f"{flags[-1]}={','.join(values)}")
         return arguments
 
 
@@ -97,6 +100,14 @@ count = number(int, 1)
 whole = number(int, 0)
 weight = number(float, 0)
 above_zero = number(float, 0, low_included=False)
+
+
+def share(text: str) -> float:
+    """An argparse type: a number of 0 to 1."""
+    value = weight(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, found {text}")
+    return value
 
 
 def epoch_list(text: str) -> list[int]:
@@ -152,6 +163,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
+    group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
 
 
@@ -174,6 +186,7 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group.add_argument("--lr_decay_rate", type=above_zero, default=0.1)
     group.add_argument("--weight_decay", type=weight, default=5e-4)
     group.add_argument("--momentum", type=weight, default=0.9)
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
 
 
 def add_method_options(parser: Parser, methods: dict[str, dict[str, inspect.Parameter]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checkpoint
 from .options import FREE
@@ -96,6 +97,13 @@ class Run:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         checkpoint.save(self.folder / name, {**state, "options": self.options})
+
+    def save_predictions(self, name: str, predictions: Tensor) -> None:
+        """predictions [N, 3]: label, predicted class, its probability; name: of another network than the result."""
+        lines = [f"{i},{int(y)},{int(p)},{c:.6f}" for i, (y, p, c) in enumerate(predictions.tolist())]
+        text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
+        path = self.folder / f"predictions{'_' if name else ''}{name}.csv"
+        checkpoint.atomically(path, lambda file: file.write(text.encode()))
 
     def rows(self, file_name: str) -> list[dict[str, str]]:
         with open(self.folder / file_name, newline="") as file:

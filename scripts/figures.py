@@ -159,9 +159,9 @@ def draw(rows: list, out: Path) -> None:
         o, name = run.options, run.folder.name
         data = [o.get(key) for key in DATA]
         try:
-            if not isinstance(o.get("path_t"), str):
+            if len(o["path_t"] or []) != 1:
                 raise UserError("not a student of one teacher")
-            teacher = outputs(Path(o["path_t"]), o["model_t"], *data)
+            teacher = outputs(Path(o["path_t"][0]), o["model_t"][0], *data)
             student = outputs(run.folder / "last.pth", o["model_s"], *data)
         except UserError as error:
             print(f"no pictures of {run.folder}: {error}")
@@ -169,7 +169,7 @@ def draw(rows: list, out: Path) -> None:
         while name in drawn:  # runs of the same name in different folders
             name += "_"
         drawn.add(name)
-        pair = f"{o['model_s']} ({student.accuracy:.1f} %) from {o['model_t']} ({teacher.accuracy:.1f} %)"
+        pair = f"{o['model_s']} ({student.accuracy:.1f} %) from {o['model_t'][0]} ({teacher.accuracy:.1f} %)"
         what = f"{','.join(o['distill'])}, {pair} on {o['dataset']}, seed {o['seed']}"
         for kind, picture in (("correlation", matrices), ("tsne", tsne)):
             figure = picture(teacher, student)

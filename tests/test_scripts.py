@@ -169,7 +169,7 @@ def test_checkpoints_of_all_kinds(teacher, tmp_path):
     for path in [*paths, here / "legacy.pth", here / "weights.safetensors"]:
         folder = student(path, tmp_path / path.name, "--distill", "kd", "--limit_val", "10")
         results.append(weights(folder / "last.pth"))
-        assert json.loads((folder / "options.json").read_text())["options"]["model_t"] == "resnet14"
+        assert json.loads((folder / "options.json").read_text())["options"]["model_t"] == ["resnet14"]
     for other in results[1:]:
         assert all(torch.equal(results[0][k], other[k]) for k in other)
 
