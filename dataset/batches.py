@@ -84,13 +84,18 @@ class Augment:
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         """Samples `index` [B] in views `view` [B], both on the device: [B, C, H, W] float32, channels_last."""
+        return self.normalise(self.crop(index, view))
+
+    def crop(self, index: Tensor, view: Tensor) -> Tensor:
+        """The same as bytes, before normalisation: [B, H, W, C] uint8."""
         _, c, h, w = self.shape
-        x = self.crops.index_select(0, torch.add(self.corner[view], index, alpha=self.pixels))
-        if self.flip:
-            x = x.view(-1, h, w, c)
-            x = torch.where((view & 1).bool()[:, None, None, None], x.flip(2), x)
-        x = torch.addcmul(self.shift, x.view(-1, h * w * c).float(), self.scale)
-        return x.view(-1, h, w, c).permute(0, 3, 1, 2)
+        x = self.crops.index_select(0, torch.add(self.corner[view], index, alpha=self.pixels)).view(-1, h, w, c)
+        return torch.where((view & 1).bool()[:, None, None, None], x.flip(2), x) if self.flip else x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """[..., H, W, C] uint8 as [..., C, H, W] float32, in the same memory order: channels_last."""
+        x_rows = x.reshape(-1, self.scale.numel()).float()
+        return torch.addcmul(self.shift, x_rows, self.scale).view(x.shape).movedim(-1, -3)
 
 
 class Batches:
