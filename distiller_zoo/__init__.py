@@ -2,6 +2,7 @@
 
 from .ab import AB as AB
 from .at import AT as AT
+from .at_paper import ATPaper as ATPaper
 from .base import Batch as Batch
 from .base import Distiller as Distiller
 from .base import Output as Output
@@ -10,16 +11,22 @@ from .base import find_method as find_method
 from .base import method_names as method_names
 from .base import method_options as method_options
 from .cc import CC as CC
+from .cse_l2 import CSEL2 as CSEL2
 from .fitnet import FitNet as FitNet
 from .fsp import FSP as FSP
 from .ft import FT as FT
+from .ft_flat import FTFlat as FTFlat
 from .icd import ICD as ICD
 from .kd import KD as KD
 from .kd import kd_loss as kd_loss
 from .kdsvd import KDSVD as KDSVD
 from .none import NoKD as NoKD
 from .nst import NST as NST
+from .ofd import OFD as OFD
+from .pad_l2 import PADL2 as PADL2
+from .pkd import PKD as PKD
 from .pkt import PKT as PKT
 from .rkd import RKD as RKD
+from .sfd import SFD as SFD
 from .sp import SP as SP
 from .vid import VID as VID

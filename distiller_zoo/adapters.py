@@ -1,6 +1,6 @@
 """What several methods share: precision, unit vectors, pairing of maps, and the layers between two networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,15 +35,18 @@ def pair_maps(s: Sequence[Tensor], t: Sequence[Tensor]) -> list[tuple[Tensor, Te
     return list(zip(s[-n:], t[-n:], strict=True))
 
 
-def stages(s: Output, t: Output) -> list[tuple[Tensor, Tensor]]:
-    """The stage maps of both networks, without the stem, paired; the teacher's without a gradient."""
-    return [(full(f_s), full(f_t.detach())) for f_s, f_t in pair_maps(s.feats[1:], t.feats[1:])]
+def stages(s: Output, t: Output, stem: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """The stage maps of both networks, without the stem unless asked for, paired; the teacher's without a gradient."""
+    first = 0 if stem else 1
+    return [(full(f_s), full(f_t.detach())) for f_s, f_t in pair_maps(s.feats[first:], t.feats[first:])]
 
 
-def same_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps [B, C, H, W] with the larger average-pooled to the smaller's height and width."""
+def same_size(
+    s: Tensor, t: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor] = F.adaptive_avg_pool2d
+) -> tuple[Tensor, Tensor]:
+    """Two maps [B, C, H, W] with the larger pooled, by default averaged, to the smaller's height and width."""
     size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
-    s, t = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (s, t))
+    s, t = (x if x.shape[2:] == size else pool(x, size) for x in (s, t))
     return s, t
 
 

@@ -2,25 +2,58 @@
 
 Differs, as RepDistiller does: not the paper's kernel between all samples, but the product of the differences of
 neighbours in the batch, so the value depends on the batch's order; and the teacher's embedding is trained as well.
+`--cc_kernel` is the paper's form, on embeddings of unit length, with its Gaussian kernel expanded as there.
 """
 
+import math
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
-from .adapters import full
+from .adapters import full, unit
 from .base import Batch, Distiller, Output, Pair
 
 
 class CC(Distiller, name="cc", aliases=("correlation",)):
-    """Mean over neighbours of |e_s - e_t| . |e_s - e_t|', with linear embeddings e of the pooled features."""
+    """Mean over neighbours of |e_s - e_t| . |e_s - e_t|', with linear embeddings e of the pooled features.
+
+    cc_kernel: norm of the difference of the networks' kernels between all samples, over their number squared.
+    cc_gamma, cc_order: of the Gaussian kernel exp(-gamma |x - y|^2) and of its expansion. The weight is for `none`.
+    """
 
     weights = (1.0, 0.0, 0.02)
     relational = True
 
-    def __init__(self, pair: Pair, *, feat_dim: int = 128) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        feat_dim: int = 128,
+        cc_kernel: Literal["none", "gaussian", "bilinear"] = "none",
+        cc_gamma: float = 0.4,
+        cc_order: int = 2,
+    ) -> None:
         super().__init__(pair)
+        self.kernel, self.gamma, self.order = cc_kernel, cc_gamma, cc_order
         self.embed_s = nn.Linear(pair.s.pooled.shape[1], feat_dim)
         self.embed_t = nn.Linear(pair.t.pooled.shape[1], feat_dim)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        delta = (self.embed_s(full(s.pooled)) - self.embed_t(full(t.pooled.detach()))).abs()
+        e_s, e_t = self.embed_s(full(s.pooled)), self.embed_t(full(t.pooled.detach()))
+        if self.kernel != "none":
+            return self.kernel_loss(unit(e_s), unit(e_t))
+        delta = (e_s - e_t).abs()
         return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)  # a single sample has no neighbour: 0
+
+    def kernel_loss(self, e_s: Tensor, e_t: Tensor) -> Tensor:
+        """Of given embeddings [B, feat_dim]."""
+        k_s, k_t = (self.between(e @ e.T) for e in (e_s, e_t))
+        return torch.linalg.vector_norm(k_s - k_t) / len(e_s) ** 2  # its gradient at zero is zero
+
+    def between(self, dots: Tensor) -> Tensor:
+        """The kernel from the inner products; the Gaussian's holds for vectors of unit length."""
+        if self.kernel == "bilinear":
+            return dots
+        terms = ((2 * self.gamma) ** p / math.factorial(p) * dots**p for p in range(self.order + 1))
+        return math.exp(-2 * self.gamma) * sum(terms)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapters import full
 from .base import Batch, Distiller, Output
 from .kd import KD
 
@@ -45,7 +46,7 @@ class Criterion(nn.Module):
         logits = s.logits[labelled]
         if self.gamma:
             labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
-            terms["ce"] = self.gamma * F.cross_entropy(logits.float(), labels)
+            terms["ce"] = self.gamma * F.cross_entropy(full(logits), labels)
         if self.alpha:
             s_kd, t_kd = s._replace(logits=logits), [x._replace(logits=x.logits[labelled]) for x in t]
             terms["kd"] = self.alpha * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)

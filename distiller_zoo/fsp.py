@@ -2,33 +2,37 @@
 https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
 
 Differs, as RepDistiller does: maps of unequal size are average-pooled; training proper uses the labels alone (and KD,
-where asked for), so `-b` has no effect.
+where asked for), so `-b` has no effect. `--fsp_norm` is torchdistill's form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import full, pair_maps, same_size
 from .base import Batch, Distiller, Output, Pair
 
 
-def flow(maps: Sequence[Tensor]) -> list[Tensor]:
+def flow(maps: Sequence[Tensor], pool: Callable = F.adaptive_avg_pool2d) -> list[Tensor]:
     """Mean over space of the products of each map's channels with the next map's, [B, C_next, C]."""
-    pairs = (same_size(full(low), full(high)) for low, high in zip(maps[:-1], maps[1:], strict=True))
+    pairs = (same_size(full(low), full(high), pool) for low, high in zip(maps[:-1], maps[1:], strict=True))
     return [high.flatten(2) @ low.flatten(2).mT / low[0, 0].numel() for low, high in pairs]
 
 
 class FSP(Distiller, name="fsp"):
     """Initialises the student on how the teacher's features flow from one map to the next, stem included.
 
+    fsp_norm: max-pooling in the place of average-pooling, and norms of the matrices' rows in that of squares.
     Raises ValueError where the paired maps differ in channels, or there are fewer than two.
     """
 
     weights = (1.0, 0.0, 0.0)
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, *, fsp_norm: bool = False) -> None:
         super().__init__(pair)
+        self.norm = fsp_norm
         pairs = pair_maps(pair.s.feats, pair.t.feats)
         c_s, c_t = ([f[side].shape[1] for f in pairs] for side in (0, 1))
         if c_s != c_t:
@@ -38,7 +42,10 @@ class FSP(Distiller, name="fsp"):
 
     def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
         maps_s, maps_t = zip(*pair_maps(s.feats, t.feats), strict=True)
-        pairs = zip(flow(maps_s), flow([f.detach() for f in maps_t]), strict=True)
+        pool = F.adaptive_max_pool2d if self.norm else F.adaptive_avg_pool2d
+        pairs = zip(flow(maps_s, pool), flow([f.detach() for f in maps_t], pool), strict=True)
+        if self.norm:  # whose gradient at zero is zero
+            return sum(torch.linalg.vector_norm(m_s - m_t, dim=2).sum() for m_s, m_t in pairs) / len(s.logits)
         return sum((m_s - m_t).square().mean() for m_s, m_t in pairs)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

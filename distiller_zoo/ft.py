@@ -28,6 +28,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
     """
 
     weights = (1.0, 0.0, 200.0)
+    translator_norm = True  # BatchNorm in the translator
     init_learning_rate = 0.01
 
     def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_p1: int = 2, ft_p2: int = 1) -> None:
@@ -37,7 +38,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
         if k < 1:
             raise ValueError(f"ft_k {ft_k} leaves no factor of the teacher's {c_t} channels")
         self.p1, self.p2 = ft_p1, ft_p2
-        self.translator = chain(nn.Conv2d, [c_s, c_s, k, k], norm=True)
+        self.translator = chain(nn.Conv2d, [c_s, c_s, k, k], norm=self.translator_norm)
         self.encoder = chain(nn.Conv2d, [c_t, c_t, k, k], norm=False)
         self.decoder = chain(nn.ConvTranspose2d, [k, k, c_t, c_t], norm=False)
 

@@ -7,7 +7,7 @@ DIR holds manifest.json and one .npz per method (its `format` entry explains bot
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from fakes import batch, output, pair  # noqa: E402
 
 import crd  # noqa: E402, F401  (registers its methods)
 from distiller_zoo import Distiller, find_method  # noqa: E402
+from distiller_zoo.criterion import Criterion  # noqa: E402
 
 TOLERANCE = 1e-9
 
@@ -55,11 +56,19 @@ class Case:
             raise KeyError(f"no input {prefix}0")
         return [x for _, x in found]
 
-    def build(self, name: str, s: dict, t: dict, labels: Tensor | None = None, **options: object) -> Distiller:
+    def build(
+        self,
+        name: str,
+        s: dict,
+        t: dict,
+        labels: Tensor | None = None,
+        teacher_bns: Sequence[nn.BatchNorm2d] = (),
+        **options: object,
+    ) -> Distiller:
         """The registered method for outputs of these contents, in float64; on a second call the one of the first."""
         self.s, self.t = output(**s), output(**t)
         if self.module is None:
-            self.module = find_method(name)(pair(self.s, self.t, labels), **options).double()
+            self.module = find_method(name)(pair(self.s, self.t, labels, teacher_bns), **options).double()
         return self.module
 
     def load(self, prefixes: dict[str, nn.Module | nn.Parameter], state: dict[str, Tensor] | None = None) -> None:
@@ -90,6 +99,13 @@ class Case:
     def call(self) -> Tensor:
         """The loss of our method on the outputs that build() was given."""
         return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx")))
+
+    def total(self, gamma: float, alpha: float, beta: float, **options: object) -> Tensor:
+        """The whole loss around our method: cross entropy, KD and beta times the method; its terms become the state."""
+        kd = find_method("kd")(pair(self.s, self.t), **options)
+        criterion = Criterion(gamma, alpha, kd, {"method": self.module}, [beta])
+        self.state = criterion(self.s, [self.t], batch(self.s, labels=self.inputs["target"]))
+        return sum(self.state.values())
 
     def compare(self, loss: Tensor) -> None:
         """Raises AssertionError naming the first array that differs."""
@@ -148,6 +164,10 @@ def at(case: Case) -> Tensor:
     return _on_stages(case, "at", at_p=case.hyper["p"])
 
 
+def at_paper(case: Case) -> Tensor:
+    return _on_stages(case, "at_paper")
+
+
 def nst(case: Case) -> Tensor:
     return _on_stages(case, "nst")
 
@@ -177,12 +197,37 @@ def cc(case: Case) -> Tensor:
     return _on_pooled(case, "cc", feat_dim=case.hyper["feat_dim"])
 
 
+def cc_kernel(case: Case) -> Tensor:
+    h, e_s, e_t = case.hyper, case.inputs["e_s"], case.inputs["e_t"]
+    options = {"cc_gamma": h["gamma"], "cc_order": h["max_p"]} if "gamma" in h else {}
+    module = case.build("cc", {"pooled": e_s}, {"pooled": e_t}, cc_kernel=h["type"], **options)
+    case.load({})
+    return module.kernel_loss(e_s, e_t)
+
+
 def rkd(case: Case) -> Tensor:
     return _on_pooled(case, "rkd", rkd_distance=case.hyper["w_d"], rkd_angle=case.hyper["w_a"])
 
 
 def pkt(case: Case) -> Tensor:
     return _on_pooled(case, "pkt")
+
+
+def cse_l2(case: Case) -> Tensor:
+    i, weight = case.inputs, case.hyper["l2_weight"]
+    case.build("cse_l2", {"pooled": i["f_s"], "logits": i["y_s"]}, {"pooled": i["f_t"]})
+    case.load({})
+    loss = case.total(1.0, 0.0, weight)
+    case.state["l2"] = case.state["method"] / weight
+    return loss
+
+
+def pad_l2(case: Case) -> Tensor:
+    i = case.inputs
+    module = case.build("pad_l2", {"pooled": i["f_s"]}, {"pooled": i["f_t"]})
+    module.eps = case.hyper["eps"]
+    case.load({m["prefix"]: module.var_estimator for m in case.modules})
+    return module.adaptive_loss(i["f_s"], i["f_t"], i["log_var"]) if "log_var" in i else case.call()
 
 
 def icd(case: Case) -> Tensor:
@@ -244,10 +289,52 @@ def ft(case: Case) -> Tensor:
     return case.call() if "f_s" in i else module.init_loss(case.s, case.t, batch(case.s))
 
 
+def ft_flat(case: Case) -> Tensor:
+    f_s, f_t = case.inputs["factor_s"], case.inputs["factor_t"]
+    module = case.build("ft_flat", {"feats": [f_s]}, {"feats": [f_t]}, ft_flat_norm=f"l{case.hyper['p']}")
+    case.load({})
+    return module.factor_loss(f_s, f_t)
+
+
 def fsp(case: Case) -> Tensor:
-    module = case.build("fsp", {"feats": case.maps("g_s")}, {"feats": case.maps("g_t")})
+    return _fsp(case, norm=False)
+
+
+def fsp_norm(case: Case) -> Tensor:
+    return _fsp(case, norm=True)
+
+
+def _fsp(case: Case, norm: bool) -> Tensor:
+    module = case.build("fsp", {"feats": case.maps("g_s")}, {"feats": case.maps("g_t")}, fsp_norm=norm)
     case.load({})
     return module.init_loss(case.s, case.t, batch(case.s))
+
+
+def ofd(case: Case) -> Tensor:
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")
+    bns = [nn.BatchNorm2d(len(case.inputs[f"bn_bias{i}"])).double() for i in range(len(g_t))]
+    for i, bn in enumerate(bns):
+        bn.weight.data, bn.bias.data = case.inputs[f"bn_weight{i}"], case.inputs[f"bn_bias{i}"]
+    module = case.build("ofd", {"preacts": [g_s[0], *g_s]}, {"preacts": [g_t[0], *g_t]}, teacher_bns=bns)
+    case.load({"connectors": module.connectors})
+    return case.call()
+
+
+def pkd(case: Case) -> Tensor:
+    g_s, g_t, h = case.maps("g_s"), case.maps("g_t"), case.hyper
+    s, t = ({"logits": case.inputs[y], "feats": [g[0], *g]} for y, g in (("y_s", g_s), ("y_t", g_t)))
+    case.build("pkd", s, t)
+    case.load({})
+    loss = case.total(1 - h["lambda_"], h["lambda_"], h["beta"], kd_T=h["T"])
+    case.state["kd"] = case.state["ce"] + case.state["kd"]  # the reference's name for the sum
+    return loss
+
+
+def sfd(case: Case) -> Tensor:
+    module = case.build("sfd", {"feats": case.maps("g_s")}, {"feats": case.maps("g_t")}, sfd_norm="max")
+    module.eps = 1e-6  # inside the reference's distance
+    case.load({})
+    return case.call()
 
 
 def kdsvd(case: Case) -> Tensor:
@@ -288,6 +375,15 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "rrd_momentum": rrd_momentum,
     "rrd_fifo": rrd_queue,
     "icd": icd,
+    "ofd": ofd,
+    "pkd": pkd,
+    "sfd": sfd,
+    "at_paper": at_paper,
+    "ft_flat": ft_flat,
+    "cse_l2": cse_l2,
+    "pad_l2": pad_l2,
+    "cc_kernel": cc_kernel,
+    "fsp_norm": fsp_norm,
     "kdsvd": kdsvd,
     "kdsvd_rows": kdsvd_rows,
 }

@@ -10,11 +10,17 @@ from distiller_zoo.base import Output, Pair
 
 
 class FakeNet(nn.Module):
-    """A classifier without a body; `head` is what methods may look at."""
+    """A classifier without a body; `head` and the BatchNorms are what methods may look at."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.head = nn.Linear(features, classes)
+        self.bns = nn.ModuleList()
+
+    def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
+        if not self.bns:
+            raise ValueError("no BatchNorm before a ReLU")
+        return list(self.bns)
 
 
 def output(
@@ -31,10 +37,11 @@ def output(
     return Output(logits, tuple(feats), tuple(preacts), pooled)
 
 
-def pair(s: Output, t: Output, labels: Tensor | None = None) -> Pair:
+def pair(s: Output, t: Output, labels: Tensor | None = None, teacher_bns: Sequence[nn.BatchNorm2d] = ()) -> Pair:
     """labels: of the whole training set; two alternating classes of 50 samples where left out."""
-    nets = [FakeNet(o.pooled.shape[1], o.logits.shape[1]) for o in (s, t)]
-    return Pair(s, t, *nets, torch.arange(50) % 2 if labels is None else labels)
+    student, teacher = (FakeNet(o.pooled.shape[1], o.logits.shape[1]) for o in (s, t))
+    teacher.bns.extend(teacher_bns)
+    return Pair(s, t, student, teacher, torch.arange(50) % 2 if labels is None else labels)
 
 
 def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None) -> Batch:

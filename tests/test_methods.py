@@ -25,6 +25,7 @@ SMALL = {"feat_dim": 8, "nce_k": 16}
 EQUAL = [(4, 8), (4, 8), (6, 4), (8, 2)]
 DEEPER = [(5, 12), (5, 12), (7, 6), (8, 3), (9, 3)]
 NO_GRADIENT = {"icd": {"b"}}  # cancels in the softmax
+EQUAL_CHANNELS = {"fsp", "kdsvd", "sfd"}
 INITIAL_ONLY = {"ab", "fsp", "none"}  # forward is zero
 
 
@@ -127,14 +128,14 @@ def test_unequal_networks(name: str, deep_student: bool) -> None:
     torch.manual_seed(0)
     shapes = (DEEPER, EQUAL) if deep_student else (EQUAL, DEEPER)
     s, t = (make_output(x, 6, d, torch.float32) for x, d in zip(shapes, (12, 20), strict=True))
-    if name in ("fsp", "kdsvd"):
+    if name in EQUAL_CHANNELS:
         with pytest.raises(ValueError, match=r"needs equal channels, not \[.*\] and \["):
             build(name, s, t)
         return
     assert all(loss.isfinite() for loss in losses(build(name, s, t), s, t, batch(s)))
 
 
-@pytest.mark.parametrize("name", ["at", "nst", "vid", "ab", "kdsvd", "fsp", "sp"])
+@pytest.mark.parametrize("name", ["at", "nst", "vid", "ab", "kdsvd", "fsp", "sp", "ofd", "pkd", "sfd"])
 def test_no_maps(name: str) -> None:
     s, t = output(pooled=torch.zeros(2, 4)), output(pooled=torch.zeros(2, 4))
     with pytest.raises(ValueError, match="0"):
@@ -144,6 +145,7 @@ def test_no_maps(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [("kd", {"kd_T": 0.0}), ("fitnet", {"hint_layer": 4}), ("ft", {"ft_k": 0.1}), ("vid", {"vid_variance": 0.0})]
+    + [("at", {"at_last": 4})]
     + [("crd", {"nce_k": 0}), ("rrd", {"nce_k": 0})],
 )
 def test_wrong_options(name: str, options: dict) -> None:
@@ -298,6 +300,63 @@ def twin_ft(m: Distiller, s: Output, t: Output) -> Tensor:
     return sum((attention(a, m.p1) - attention(b, m.p1)).abs().mean() for a, b in pairs) / len(s.logits)
 
 
+def twin_at_paper(m: Distiller, s: Output, t: Output) -> Tensor:
+    total = 0.0
+    for a, b in stage_pairs(s, t):
+        for f_s, f_t in zip(a, b, strict=True):
+            total = total + (attention(f_s, m.p) - attention(f_t, m.p)).norm() / len(a)
+    return total
+
+
+def twin_ft_flat(m: Distiller, s: Output, t: Output) -> Tensor:
+    a, b = m.translator(s.feats[-1]), m.encoder(t.feats[-1]).detach()
+    h = min(a.shape[2], b.shape[2])
+    pairs = list(zip(pooled_to(a, h), pooled_to(b, h), strict=True))
+    return sum((x / x.norm() - y / y.norm()).abs().mean() for x, y in pairs) / len(pairs)
+
+
+def twin_ofd(m: Distiller, s: Output, t: Output) -> Tensor:
+    """Without BatchNorms to read margins from: -1. The connector is written out."""
+    total, n = 0.0, len(m.connectors)
+    for i, (conv, bn) in enumerate(m.connectors):
+        f = torch.stack([torch.tensordot(conv.weight[:, :, 0, 0], x, 1) for x in s.preacts[i + 1]])
+        f = (f - f.mean((0, 2, 3), keepdim=True)) / (f.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        f = f * bn.weight.view(-1, 1, 1) + bn.bias.view(-1, 1, 1)
+        h = min(f.shape[2], t.preacts[i + 1].shape[2])
+        for a, b in zip(pooled_to(f, h).flatten(), pooled_to(t.preacts[i + 1], h).flatten(), strict=True):
+            if b > 0 or a > max(b, -1.0):
+                total = total + 2.0 ** (i - n + 1) * (a - b.clamp(min=-1.0)) ** 2 / len(f)
+    return total
+
+
+def twin_pkd(m: Distiller, s: Output, t: Output) -> Tensor:
+    differences = []
+    for connect, f_s, f_t in zip(m.connectors, s.feats[1:], t.feats[1:], strict=True):
+        h = min(f_s.shape[2], f_t.shape[2])
+        differences.append((pooled_to(connect(f_s), h) - pooled_to(f_t, h)).flatten())
+    return torch.cat(differences).square().mean()
+
+
+def twin_sfd(m: Distiller, s: Output, t: Output) -> Tensor:
+    def peaks(x: Tensor) -> Tensor:
+        return torch.stack([channel.max() for channel in x])
+
+    pairs = zip(s.feats, t.feats, strict=True)
+    return sum(max((peaks(a) - peaks(b)).norm() for a, b in zip(f_s, f_t, strict=True)) for f_s, f_t in pairs)
+
+
+def twin_cse_l2(m: Distiller, s: Output, t: Output) -> Tensor:
+    return (F.linear(s.pooled, m.embed.weight, m.embed.bias) - t.pooled).square().mean()
+
+
+def twin_pad_l2(m: Distiller, s: Output, t: Output) -> Tensor:
+    linear, _, bn, _ = m.var_estimator
+    h = F.linear(s.pooled, m.embed.weight, m.embed.bias)
+    v = F.linear(h, linear.weight, linear.bias)
+    v = (v - v.mean(0)) / (v.var(0, unbiased=False) + 1e-5).sqrt() * bn.weight + bn.bias
+    return sum(((b - a) ** 2 / (1e-6 + c.exp()) + c).mean() for a, b, c in zip(h, t.pooled, v, strict=True)) / len(h)
+
+
 def embeddings(m: Distiller, s: Output, t: Output) -> tuple[Tensor, Tensor]:
     z_s, z_t = (F.linear(f, e.weight, e.bias) for f, e in ((s.pooled, m.embed_s), (t.pooled, m.embed_t)))
     return F.normalize(z_s), F.normalize(z_t)
@@ -344,7 +403,7 @@ TWINS = {name.removeprefix("twin_"): f for name, f in dict(globals()).items() if
 @settings(max_examples=8, deadline=None)
 def test_twin(name: str, n: int, channels: int, size: int, seed: int) -> None:
     torch.manual_seed(seed)
-    equal = name in ("fsp", "kdsvd")
+    equal = name in EQUAL_CHANNELS
     shapes_s = [(2, size), (channels, size), (channels + 1, size), (3, max(size - 1, 1))]
     shapes_t = [(2, size), (channels + (not equal), size), (channels + 1, size), (3, max(size - 2, 1))]
     if name == "ab":  # its regressors' sizes are the golden numbers' matter

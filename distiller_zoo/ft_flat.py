@@ -1,0 +1,36 @@
+"""Paraphrasing Complex Network: Network Compression via Factor Transfer. Kim, Park, Kwak, NeurIPS 2018.
+https://arxiv.org/abs/1802.04977
+
+The paper's comparison of whole factors, where `ft` averages them over channels; as torchdistill trains it on ImageNet:
+no BatchNorm in translator and paraphraser, and one epoch for the latter.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import same_size, unit
+from .base import Pair
+from .ft import FT
+
+
+class FTFlat(FT, name="ft_flat"):
+    """As `ft`, but factors are flattened over channels and space to unit length before they are compared.
+
+    ft_flat_norm: l1 is the mean absolute difference of all elements, l2 the mean distance of the samples.
+    """
+
+    weights = (1.0, 0.0, 1000.0)
+    translator_norm = False
+
+    def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_flat_norm: Literal["l1", "l2"] = "l1") -> None:
+        super().__init__(pair, ft_k=ft_k)
+        self.flat_norm = ft_flat_norm
+
+    def factor_loss(self, factor_s: Tensor, factor_t: Tensor) -> Tensor:
+        a_s, a_t = (unit(f.flatten(1)) for f in same_size(factor_s, factor_t))
+        if self.flat_norm == "l1":
+            return F.l1_loss(a_s, a_t)
+        return torch.linalg.vector_norm(a_s - a_t, dim=1).mean()  # its gradient at zero is zero
