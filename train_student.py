@@ -11,7 +11,7 @@ import torch
 import crd  # noqa: F401  registers its methods
 import dataset
 import models
-from distiller_zoo import KD, Pair, find_method, method_names, method_options
+from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from helper import checkpoint, options
 from helper.loops import Precision, Stage, fit, validate
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("-r", "--gamma", type=options.weight, help="weight of the cross entropy; default: as published")
     group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
     group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
-    group.add_argument("--init_epochs", type=options.whole, default=30, help="for methods with an initialisation")
+    group.add_argument("--init_epochs", type=options.whole, help="of an initialisation; default: as published")
     group.add_argument(
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
     )
@@ -63,6 +63,8 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
     if not (opt.gamma or opt.alpha or any(opt.beta)):
         raise UserError("-r, -a and -b are all 0: nothing would be trained")
     opt.learning_rate = opt.learning_rate or models.create_model(opt.model_s, 2).learning_rate
+    if opt.init_epochs is None:
+        opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
     published = [method.init_learning_rate for method in methods if method.init_learning_rate]
     opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
     used = opt.distill + ([KD.name] if opt.alpha else [])

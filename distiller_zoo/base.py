@@ -35,6 +35,7 @@ class Distiller(nn.Module):
     weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published r, a, b: used where flags are left out
     relational: ClassVar[bool] = False  # True: the loss compares samples, so ranks must gather before it
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
+    init_epochs: ClassVar[int] = 30  # published
     init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
     temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
     label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only

@@ -23,6 +23,7 @@ class FTFlat(FT, name="ft_flat"):
     """
 
     weights = (1.0, 0.0, 1000.0)
+    init_epochs = 1
     translator_norm = False
 
     def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_flat_norm: Literal["l1", "l2"] = "l1") -> None:
