@@ -141,9 +141,10 @@ def main(argv: list[str] | None = None) -> None:
         kd = KD(pair, **keywords[KD.name]) if opt.alpha else None
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta).to(device)
     augment = dataset.Augment.of(data, device)
-    for method in methods.values():
-        augment = method.views(augment)
-        student = method.wrap(student)
+    with mendable(f"--distill {','.join(opt.distill)}"):
+        for method in methods.values():
+            augment = method.views(augment)
+            student = method.wrap(student)
     batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
     val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
 

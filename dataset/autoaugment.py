@@ -158,12 +158,12 @@ class Operations:
 class AutoAugment:
     """Two views of every sample: as `augment` gives it, and the same crop and flip under a random sub-policy.
 
-    Stands for `augment` in `Batches`. Raises TypeError where `augment` gives several views itself.
+    Stands for `augment` in `Batches`. Raises ValueError where `augment` gives several views itself.
     """
 
     def __init__(self, augment: Augment) -> None:
         if not isinstance(augment, Augment):
-            raise TypeError(f"AutoAugment takes single images, which {type(augment).__name__} does not give")
+            raise ValueError(f"AutoAugment needs single images, {type(augment).__name__} gives views")
         self.augment = augment
         height, width = augment.shape[2:]
         self.probability = torch.tensor([[p for _, p, _ in both] for both in SUB_POLICIES])

@@ -29,4 +29,6 @@ from .pkt import PKT as PKT
 from .rkd import RKD as RKD
 from .sfd import SFD as SFD
 from .sp import SP as SP
+from .sskd import SSKD as SSKD
+from .uda import UDA as UDA
 from .vid import VID as VID

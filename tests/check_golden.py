@@ -356,6 +356,38 @@ def _kdsvd(case: Case, rows: bool) -> Tensor:
     return case.call()
 
 
+class Given(nn.Module):
+    """Stands for a layer whose output the case holds."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output
+
+
+def sskd(case: Case) -> Tensor:
+    """The whole loss, cross entropy and KD included; the inputs are logits and what the heads give."""
+    i, h = case.inputs, case.hyper
+    s, t = ({"logits": i.get(f"y_{x}"), "pooled": i.get(f"ss_{x}", i["ss_t"])} for x in "st")
+    renamed = {"ss_temp": "ss_T", "tf_temp": "tf_T", "ss_ratio": "ss_ratio", "tf_ratio": "tf_ratio"}
+    module = case.build("sskd", s, t, **{f"sskd_{ours}": h[theirs] for theirs, ours in renamed.items() if theirs in h})
+    case.load({})
+    module.head_s, module.head_t = Given(s["pooled"]), Given(t["pooled"])
+    seen = batch(case.s, labels=i.get("target"), views=4)
+    if "target" not in i:
+        return module.init_loss(case.s, case.t, seen)
+    kd = find_method("kd")(pair(case.s, case.t), kd_T=h["kl_temp"])
+    terms = Criterion(1.0, 1.0, kd, {"sskd": module}, [0.0])(case.s, [case.t], seen)
+    (_, *tf), (_, *ss) = module.tf, module.ss
+    case.state = {"ce": terms["ce"], "kl": terms["kd"]}
+    for name in ("ss", "tf"):
+        module.ss, module.tf = (float(name == "ss"), *ss), (float(name == "tf"), *tf)
+        case.state[name] = module(case.s, case.t, seen)
+    return sum(w * term for w, term in zip(h["loss_weights"], case.state.values(), strict=True))
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -386,6 +418,7 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "fsp_norm": fsp_norm,
     "kdsvd": kdsvd,
     "kdsvd_rows": kdsvd_rows,
+    "sskd": sskd,
 }
 
 

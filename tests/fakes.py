@@ -44,7 +44,8 @@ def pair(s: Output, t: Output, labels: Tensor | None = None, teacher_bns: Sequen
     return Pair(s, t, student, teacher, torch.arange(50) % 2 if labels is None else labels)
 
 
-def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None) -> Batch:
-    n, device = len(s.logits), s.logits.device
+def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None, views: int = 1) -> Batch:
+    """views: how many rows of `s` each sample has."""
+    n, device = len(s.logits) // views, s.logits.device
     index = torch.arange(n, device=device) if index is None else index
     return Batch(torch.zeros(n, 3, 8, 8, device=device), index % 2 if labels is None else labels, index)

@@ -108,7 +108,7 @@ def test_draws_follow_the_probabilities():
 
 def test_refuses_what_gives_views_itself():
     augment = AutoAugment(dataset.Augment(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(TypeError, match="single images, which AutoAugment does not give"):
+    with pytest.raises(ValueError, match="needs single images, AutoAugment gives views"):
         AutoAugment(augment)
 
 

@@ -1,5 +1,6 @@
 """Every registered method on fake networks, its plain twin, and what the methods with a memory remember."""
 
+import functools
 import inspect
 import math
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import crd  # noqa: F401  (registers its methods)
+import dataset
 from crd.memory import MemoryBanks, Queue
 from crd.negatives import Negatives
 from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
@@ -65,11 +67,20 @@ def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Out
     return make_output(EQUAL, n, 12, dtype), make_output(EQUAL, n, 20, dtype)
 
 
+@functools.cache
+def views_of(name: str) -> int:
+    """How many rows of an output belong to one sample."""
+    augment = build(name, *example()).views(dataset.Augment(torch.zeros(2, 3, 8, 8).byte(), (0.5,) * 3, (0.5,) * 3))
+    images = augment(torch.arange(2), augment.draw(2, torch.Generator()))
+    return images.shape[1] if images.dim() == 5 else 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scalar_and_gradients(name: str) -> None:
-    s, t = example()
+    views = views_of(name)
+    s, t = example(6 * views)
     method = build(name, s, t)
-    found = losses(method, s, t, batch(s))
+    found = losses(method, s, t, batch(s, views=views))
     assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found)
     if any(loss.requires_grad for loss in found):
         sum(found).backward()
@@ -94,8 +105,8 @@ DISASTERS = {
     "all zero": torch.zeros_like,
     "constant": torch.ones_like,
     "constant maps": lambda x: x.flatten(1)[:, :1].expand(len(x), x[0].numel()).reshape(x.shape).clone(),
-    "one": lambda x: x[:1].clone(),
-    "two": lambda x: x[:2].clone(),
+    "one": lambda x: x[: len(x) // 6].clone(),  # sample, in all its views
+    "two": lambda x: x[: len(x) // 3].clone(),
     "large": lambda x: x * 100,
     "tiny": lambda x: x * 1e-6,
     "relu": lambda x: x.relu(),
@@ -106,12 +117,13 @@ DISASTERS = {
 @pytest.mark.parametrize("disaster", DISASTERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_finite(name: str, disaster: str, dtype: torch.dtype) -> None:
-    s, t = example(dtype=dtype)
+    views = views_of(name)
+    s, t = example(6 * views, dtype)
     method = build(name, s, t)
     bad, other = change(s, DISASTERS[disaster]), change(t, DISASTERS[disaster])
     kept = change(t, lambda x: x[: len(bad.logits)].clone())
     for teacher in (kept, other):
-        found = losses(method, bad, teacher, batch(bad))
+        found = losses(method, bad, teacher, batch(bad, views=views))
         assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in found)
         if any(loss.requires_grad for loss in found):
             sum(found).backward()
@@ -127,12 +139,13 @@ def test_unequal_networks(name: str, deep_student: bool) -> None:
     """Other depth, channels and sizes: the method runs, or says at once what does not fit."""
     torch.manual_seed(0)
     shapes = (DEEPER, EQUAL) if deep_student else (EQUAL, DEEPER)
-    s, t = (make_output(x, 6, d, torch.float32) for x, d in zip(shapes, (12, 20), strict=True))
+    views = views_of(name)
+    s, t = (make_output(x, 6 * views, d, torch.float32) for x, d in zip(shapes, (12, 20), strict=True))
     if name in EQUAL_CHANNELS:
         with pytest.raises(ValueError, match=r"needs equal channels, not \[.*\] and \["):
             build(name, s, t)
         return
-    assert all(loss.isfinite() for loss in losses(build(name, s, t), s, t, batch(s)))
+    assert all(loss.isfinite() for loss in losses(build(name, s, t), s, t, batch(s, views=views)))
 
 
 @pytest.mark.parametrize("name", ["at", "nst", "vid", "ab", "kdsvd", "fsp", "sp", "ofd", "pkd", "sfd"])
@@ -146,6 +159,7 @@ def test_no_maps(name: str) -> None:
     ("name", "options"),
     [("kd", {"kd_T": 0.0}), ("fitnet", {"hint_layer": 4}), ("ft", {"ft_k": 0.1}), ("vid", {"vid_variance": 0.0})]
     + [("at", {"at_last": 4})]
+    + [("sskd", {"sskd_ss_T": 0.0}), ("sskd", {"sskd_tf_ratio": 1.5})]
     + [("crd", {"nce_k": 0}), ("rrd", {"nce_k": 0})],
 )
 def test_wrong_options(name: str, options: dict) -> None:
@@ -395,6 +409,33 @@ def twin_fitnet(m: Distiller, s: Output, t: Output) -> Tensor:
     return (((f - mean) / (var + 1e-5).sqrt() * weight + bias).relu() - t.feats[2]).square().mean()
 
 
+def twin_uda(m: Distiller, s: Output, t: Output) -> Tensor:
+    total = 0.0
+    for plain, changed in zip(s.logits[::2].detach(), s.logits[1::2], strict=True):
+        total = total + (plain.softmax(0) * (plain.log_softmax(0) - changed.log_softmax(0))).sum()
+    return total / (len(s.logits) // 2)
+
+
+def twin_sskd(m: Distiller, s: Output, t: Output) -> Tensor:
+    plain = range(0, len(s.logits), 4)
+    rotated = [i for i in range(len(s.logits)) if i % 4]
+
+    def cosines(head: Any, h: Tensor) -> Tensor:
+        return torch.stack([F.cosine_similarity(head(h)[i], head(h)[list(plain)], dim=1) for i in rotated])
+
+    def term(z_s: Tensor, z_t: Tensor, right: list[int], T: float, ratio: float) -> Tensor:
+        rank = [int((row > row[answer]).sum()) for row, answer in zip(z_t, right, strict=True)]
+        wrong = sorted((r, i) for i, r in enumerate(rank) if r)
+        rows = [i for i, r in enumerate(rank) if not r] + [i for _, i in wrong[: int(ratio * len(wrong))]]
+        p_s, p_t = (z_s / T).softmax(1), (z_t / T).softmax(1)
+        return T * T * sum((p_t[i] * (p_t[i] / p_s[i]).log()).sum() for i in rows) / max(len(rows), 1)
+
+    labels = [(i // 4) % 2 for i in rotated]  # of fakes.batch
+    tf = term(s.logits[rotated], t.logits[rotated], labels, 4.0, 1.0)
+    ss = term(cosines(m.head_s, s.pooled), cosines(m.head_t, t.pooled).detach(), [i // 4 for i in rotated], 0.5, 0.75)
+    return 2.7 * tf + 10 * ss
+
+
 TWINS = {name.removeprefix("twin_"): f for name, f in dict(globals()).items() if name.startswith("twin_")}
 
 
@@ -408,9 +449,12 @@ def test_twin(name: str, n: int, channels: int, size: int, seed: int) -> None:
     shapes_t = [(2, size), (channels + (not equal), size), (channels + 1, size), (3, max(size - 2, 1))]
     if name == "ab":  # its regressors' sizes are the golden numbers' matter
         shapes_t = shapes_s
-    s, t = make_output(shapes_s, n, 5, torch.float64), make_output(shapes_t, n, 7, torch.float64, leaf=False)
+    views = views_of(name)
+    s = make_output(shapes_s, n * views, 5, torch.float64)
+    t = make_output(shapes_t, n * views, 7, torch.float64, leaf=False)
     method = build(name, s, t).double()
-    ours = method.init_loss(s, t, batch(s)) if name in INITIAL_ONLY else method(s, t, batch(s))
+    seen = batch(s, views=views)
+    ours = method.init_loss(s, t, seen) if name in INITIAL_ONLY else method(s, t, seen)
     theirs = TWINS[name](method, s, t)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     inputs = [x for x in (*tensors(s), *method.parameters()) if x.requires_grad]
@@ -603,11 +647,11 @@ def test_small_banks_are_scored_whole() -> None:
 
 def test_nothing_waits_for_the_device() -> None:
     """No method reads a tensor's value on the host in a step, which would make a GPU's queue run dry."""
-    s, t = example()
     for name in NAMES:
-        method = build(name, s, t)
+        s, t = example(6 * views_of(name))
+        method, seen = build(name, s, t), batch(s, views=views_of(name))
         with NoReads():
-            losses(method, s, t, batch(s))
+            losses(method, s, t, seen)
 
 
 class NoReads(torch.utils._python_dispatch.TorchDispatchMode):

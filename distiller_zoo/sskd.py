@@ -1,0 +1,107 @@
+"""Knowledge Distillation Meets Self-Supervision. Xu et al., ECCV 2020. https://arxiv.org/abs/2006.07114
+
+Differs: images are flipped at random as everywhere here (the authors train teacher and student without), and the
+teacher's head trains at a constant rate (theirs: 60 epochs, the rate falling after 30 and 45; `--init_epochs 60`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset import Augment
+
+from .adapters import full, unit
+from .base import Batch, Distiller, Output, Pair
+
+VIEWS = 4  # 0, 90, 180 and 270 degrees
+
+
+class Rotations:
+    """Every sample as `augment` gives it and turned by 90, 180, 270 degrees: [B, 4, C, H, W], channels_last."""
+
+    def __init__(self, augment: Augment) -> None:
+        if not isinstance(augment, Augment):
+            raise ValueError(f"sskd needs single images, {type(augment).__name__} gives views")
+        self.augment, self.draw = augment, augment.draw
+
+    def __call__(self, index: Tensor, view: Tensor) -> Tensor:
+        x = self.augment(index, view).permute(0, 2, 3, 1)
+        return torch.stack([x.rot90(quarter, (1, 2)) for quarter in range(VIEWS)], 1).permute(0, 1, 4, 2, 3)
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[4 B, D] with the views of a sample side by side -> the plain ones [B, D], the rotated ones [3 B, D]."""
+    x = x.unflatten(0, (-1, VIEWS))
+    return x[:, 0], x[:, 1:].flatten(0, 1)
+
+
+def similarity(h: Tensor) -> Tensor:
+    """Cosines of the rotated with the plain embeddings, [3 B, B]."""
+    plain, rotated = (unit(x) for x in split(h))
+    return rotated @ plain.T
+
+
+def selected_kl(z_s: Tensor, z_t: Tensor, right: Tensor, T: float, ratio: float) -> Tensor:
+    """T^2 KL(teacher || student), averaged over the rows where the teacher is best at the answers `right`.
+
+    Those are all that it gets right, and of the others the share `ratio` in which the right answer ranks highest.
+    """
+    rank = (z_t > z_t.gather(1, right.unsqueeze(1))).sum(1)
+    wrong = (rank > 0).sum()
+    n = len(rank) - wrong + (ratio * wrong.double()).long()
+    kept = rank.argsort(stable=True).argsort() < n
+    log_s, log_t = F.log_softmax(z_s / T, dim=1), F.log_softmax(z_t / T, dim=1)
+    kl = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+    return T**2 * (kl * kept).sum() / n.clamp_min(1)
+
+
+class SSKD(Distiller, name="sskd"):
+    """The teacher's logits of rotated images, and which rotated image it takes for which plain one, are imitated.
+
+    Cross entropy and KD see the plain view alone. sskd_tf and sskd_ss are weights inside the loss, _T the temperatures,
+    _ratio the shares of the teacher's wrong answers that are kept. The heads are no part of the student.
+    """
+
+    weights = (0.1, 0.9, 1.0)
+    relational = True
+    label_all_views = False
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        sskd_tf: float = 2.7,
+        sskd_ss: float = 10.0,
+        sskd_tf_T: float = 4.0,
+        sskd_ss_T: float = 0.5,
+        sskd_tf_ratio: float = 1.0,
+        sskd_ss_ratio: float = 0.75,
+    ) -> None:
+        super().__init__(pair)
+        if min(sskd_tf_T, sskd_ss_T) <= 0:
+            raise ValueError(f"sskd_tf_T and sskd_ss_T must be positive, not {sskd_tf_T} and {sskd_ss_T}")
+        if not (0 <= sskd_tf_ratio <= 1 and 0 <= sskd_ss_ratio <= 1):
+            raise ValueError(f"sskd_tf_ratio and sskd_ss_ratio lie in 0..1, not {sskd_tf_ratio} and {sskd_ss_ratio}")
+        self.tf, self.ss = (sskd_tf, sskd_tf_T, sskd_tf_ratio), (sskd_ss, sskd_ss_T, sskd_ss_ratio)
+        self.head_s, self.head_t = (
+            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d))
+            for d in (pair.s.pooled.shape[1], pair.t.pooled.shape[1])
+        )
+
+    def views(self, augment: Augment) -> Rotations:
+        return Rotations(augment)
+
+    def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The teacher's head learns which plain image a rotated one comes from; both networks take no part."""
+        z = similarity(self.head_t(full(t.pooled.detach())))
+        return F.cross_entropy(z, torch.arange(z.shape[1], device=z.device).repeat_interleave(VIEWS - 1))
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            z_t = similarity(self.head_t(full(t.pooled)))
+        z_s = similarity(self.head_s(full(s.pooled)))
+        own_sample = torch.arange(z_t.shape[1], device=z_t.device).repeat_interleave(VIEWS - 1)
+        (_, y_s), (_, y_t) = split(full(s.logits)), split(full(t.logits.detach()))
+        label = batch.labels.repeat_interleave(VIEWS - 1)
+        (w_tf, *tf), (w_ss, *ss) = self.tf, self.ss
+        return w_tf * selected_kl(y_s, y_t, label, *tf) + w_ss * selected_kl(z_s, z_t, own_sample, *ss)
