@@ -47,7 +47,10 @@ VARIANTS = {name for name in method_names() if Distiller not in find_method(name
 )
 def test_two_epochs(method, pair, teachers, tmp_path, capsys):
     model_t, model_s = pair.split(":")
-    command = "--dataset digits --device cpu --limit_train 20 --limit_val 10 --batch_size 10 --epochs 2 --init_epochs 1"
+    # a method that asks for several views of a sample gets half the samples
+    n, batch = (20, 10) if find_method(method).views is Distiller.views else (10, 5)
+    command = f"--dataset digits --device cpu --limit_train {n} --limit_val 10 --batch_size {batch}"
+    command += " --epochs 2 --init_epochs 1"
     command += (
         f" --path_t {teachers}/{model_t}/weights.pth --model_s {model_s} --distill {method} --save_folder {tmp_path}"
     )
