@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import QUICK, weights
 from fakes import batch, output, pair
 from torch import Tensor, nn
 
@@ -227,6 +228,18 @@ def test_length_of_the_initialisation(command: str, epochs: int) -> None:
     opt = train_student.parse(["--distill", *command.split()])
     train_student.settle(opt)
     assert opt.init_epochs == epochs
+
+
+def test_the_second_stage_starts_from_the_first(teacher, tmp_path) -> None:
+    """`pad_l2` goes on from the student that `cse_l2` left."""
+    common = [*QUICK, "--path_t", str(teacher), "--epochs", "1", "--save_folder", str(tmp_path)]
+    train_student.main([*common, "--distill", "l2", "--run_name", "first"])
+    first = tmp_path / "student_model" / "first" / "last.pth"
+    second = ["--distill", "pad_l2", "--path_s", str(first), "--learning_rate", "1e-12", "--run_name", "second"]
+    train_student.main([*common, *second])
+    before, after = (weights(first.parents[1] / run / "last.pth") for run in ("first", "second"))
+    learned = [key for key in before if "running" not in key and "num_batches" not in key]
+    assert all(torch.allclose(before[key], after[key], atol=1e-5) for key in learned)
 
 
 def test_rkd_with_kd() -> None:
