@@ -27,11 +27,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("distillation")
     group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints")
     group.add_argument(
-        "--model_t", type=options.network, nargs="+", help="default: as the checkpoint or its folder's name says"
-    )
-    group.add_argument("--model_s", type=options.network, default="resnet8")
+        "--model_t", "--teacher_name", type=options.network, nargs="+",
+        help="default: as the checkpoint or its folder's name says",
+    )  # fmt: skip
+    group.add_argument("--model_s", "--student_name", type=options.network, default="resnet8")
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
-    group.add_argument("--distill", type=options.names_of(find_method), default="kd", help=", ".join(method_names()))
+    group.add_argument(
+        "--distill", "--kd_method", type=options.names_of(find_method), default="kd", help=", ".join(method_names())
+    )
     group.add_argument("-r", "--gamma", type=options.weight, help="weight of the cross entropy; default: as published")
     group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
     group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
@@ -41,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
-    options.add_method_options(parser, METHOD_OPTIONS)
+    options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="1")

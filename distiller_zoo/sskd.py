@@ -1,7 +1,7 @@
 """Knowledge Distillation Meets Self-Supervision. Xu et al., ECCV 2020. https://arxiv.org/abs/2006.07114
 
 Differs: images are flipped at random as everywhere here (the authors train teacher and student without), and the
-teacher's head trains at a constant rate (theirs: 60 epochs, the rate falling after 30 and 45; `--init_epochs 60`).
+teacher's head trains at a constant rate (theirs falls after 30 and 45 of the 60 epochs).
 """
 
 import torch
@@ -63,6 +63,7 @@ class SSKD(Distiller, name="sskd"):
     """
 
     weights = (0.1, 0.9, 1.0)
+    init_epochs = 60
     relational = True
     label_all_views = False
 

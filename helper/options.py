@@ -189,8 +189,13 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
 
 
-def add_method_options(parser: Parser, methods: dict[str, dict[str, inspect.Parameter]]) -> None:
-    """A flag for each keyword of the methods (name -> keyword -> parameter). Left out, the method's default holds."""
+def add_method_options(
+    parser: Parser, methods: dict[str, dict[str, inspect.Parameter]], also: dict[str, str] | None = None
+) -> None:
+    """A flag for each keyword of the methods (name -> keyword -> parameter). Left out, the method's default holds.
+
+    also: second flags of some keywords.
+    """
     group = parser.add_argument_group("options of the methods")
     users: dict[str, list[str]] = {}
     for name, parameters in methods.items():
@@ -214,7 +219,7 @@ def add_method_options(parser: Parser, methods: dict[str, dict[str, inspect.Para
             kwargs["type"] = whole
         else:
             kwargs["type"] = kind
-        group.add_argument(f"--{key}", **kwargs)
+        group.add_argument(f"--{key}", *([also[key]] if also and key in also else []), **kwargs)
 
 
 def take_method_options(

@@ -101,6 +101,12 @@ def test_published_weights_and_rates_are_the_defaults(teacher, tmp_path):
     assert "nce_k" not in options
 
 
+def test_other_names_of_options():
+    theirs = "--kd_method sp --teacher_name wrn-28-4 --student_name WRN-16-2 --temperature 8"
+    ours = "--distill sp --model_t wrn-28-4 --model_s WRN-16-2 --kd_T 8"
+    assert train_student.parse(theirs.split()) == train_student.parse(ours.split())
+
+
 @pytest.mark.parametrize("network, rate", [("MobileNetV2", 0.01), ("ShuffleV2_0.5", 0.01), ("resnet8", 0.05)])
 def test_learning_rate_of_the_network(network, rate, tmp_path):
     command = [*QUICK, "--model_s", network, "--distill", "none", "--epochs", "1", "--save_folder", str(tmp_path)]
