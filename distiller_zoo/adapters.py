@@ -6,12 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Output
+from .base import Batch, Output
 
 
 def full(x: Tensor) -> Tensor:
     """float32, or float64 where x already is: losses do not run in half precision."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def labels_of(s: Output, batch: Batch) -> Tensor:
+    """A label for each row of the outputs: every view of a sample has its label."""
+    return batch.labels.repeat_interleave(len(s.logits) // len(batch.labels))
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

@@ -10,14 +10,23 @@ from .adapters import full
 from .base import Batch, Distiller, Output, Pair
 
 
-def kd_loss(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
-    """T^2 KL(teacher || student) at temperature T, summed over classes and averaged over the batch.
+def kd_each(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T of each sample, [B], summed over classes.
 
-    z_s, z_t: logits [B, K]. No gradient reaches z_t. Averaging over classes too would be K times weaker.
+    z_s, z_t: logits [B, K]. No gradient reaches z_t.
     """
+    return _elements(z_s, z_t, T).sum(1) * T**2
+
+
+def kd_loss(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
+    """The batch's mean of kd_each. Averaging over classes too would be K times weaker."""
+    return _elements(z_s, z_t, T).sum() / len(z_s) * T**2
+
+
+def _elements(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
     log_s = F.log_softmax(full(z_s) / T, dim=1)
     log_t = F.log_softmax(full(z_t.detach()) / T, dim=1)
-    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * T**2
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True)
 
 
 class KD(Distiller, name="kd"):

@@ -147,6 +147,31 @@ def kd(case: Case) -> Tensor:
     return case.call()
 
 
+def triplet(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    case.build("triplet_cosine", {"logits": i["y_s"]}, {"logits": i["y_t"]})
+    case.load({})
+    loss = case.total(0.0, h["lambda_"], 1 - h["lambda_"], kd_T=h["T"])
+    case.state["cosine"] = case.state["method"] / (1 - h["lambda_"])
+    return loss
+
+
+def tfkd_self(case: Case) -> Tensor:
+    return _tfkd(case, tfkd_form="self")
+
+
+def tfkd_reg(case: Case) -> Tensor:
+    return _tfkd(case, tfkd_form="reg", tfkd_correct=case.hyper["correct_prob"])
+
+
+def _tfkd(case: Case, **options: object) -> Tensor:
+    """The reference averages over classes and makes up for it with a multiplier."""
+    h, y_s = case.hyper, case.inputs["y_s"]
+    case.build("tfkd", {"logits": y_s}, {"logits": case.inputs.get("y_t", y_s)}, tfkd_T=h["T"], **options)
+    case.load({})
+    return case.total(1 - h["alpha"], 0.0, h["alpha"] * h["multiplier"] / y_s.shape[1])
+
+
 def fitnet(case: Case) -> Tensor:
     case.build("fitnet", {"feats": [case.inputs["f_s"]]}, {"feats": [case.inputs["f_t"]]}, hint_layer=0)
     case.load({"regressor": case.module.regressor})
@@ -407,6 +432,9 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "rrd_momentum": rrd_momentum,
     "rrd_fifo": rrd_queue,
     "icd": icd,
+    "triplet": triplet,
+    "tfkd_self": tfkd_self,
+    "tfkd_reg": tfkd_reg,
     "ofd": ofd,
     "pkd": pkd,
     "sfd": sfd,

@@ -19,6 +19,7 @@ from crd.memory import MemoryBanks, Queue
 from crd.negatives import Negatives
 from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
 from distiller_zoo.adapters import Regressor, pair_maps
+from distiller_zoo.criterion import taught
 from distiller_zoo.rkd import relations
 
 NAMES = method_names()
@@ -59,7 +60,7 @@ def build(name: str, s: Output, t: Output, **options: Any) -> Distiller:
 
 
 def losses(method: Distiller, s: Output, t: Output, b: Batch) -> list[Tensor]:
-    return [method(s, t, b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
+    return [method(s, taught(method, [t]), b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
 
 
 def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Output]:
@@ -158,7 +159,8 @@ def test_no_maps(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [("kd", {"kd_T": 0.0}), ("fitnet", {"hint_layer": 4}), ("ft", {"ft_k": 0.1}), ("vid", {"vid_variance": 0.0})]
-    + [("at", {"at_last": 4})]
+    + [("at", {"at_last": 4}), ("sup", {"on_flip": "distill,nothing"}), ("sup", {"on_flip": "drop,drop,drop"})]
+    + [("kl", {"kl_T": 0.0}), ("hinton", {"kd_T": 0.0}), ("tfkd", {"tfkd_T": 0.0}), ("mt", {"mt_T": 0.0})]
     + [("sskd", {"sskd_ss_T": 0.0}), ("sskd", {"sskd_tf_ratio": 1.5})]
     + [("crd", {"nce_k": 0}), ("rrd", {"nce_k": 0})],
 )
@@ -199,6 +201,77 @@ def twin_kd(m: Distiller, s: Output, t: Output) -> Tensor:
         p_s, p_t = (z_s / T).softmax(0), (z_t / T).softmax(0)
         total = total + sum(q * (q.log() - p.log()) for p, q in zip(p_s, p_t, strict=True))
     return total * T * T / len(s.logits)
+
+
+def twin_kl(m: Distiller, s: Output, t: Output) -> Tensor:
+    total = 0.0
+    for z_s, z_t in zip(s.logits, t.logits, strict=True):
+        kept = sorted(range(len(z_t)), key=lambda c: -z_t[c].item())[: m.k or None]
+        p_s, p_t = (z[kept].softmax(0) for z in (z_s, z_t))
+        total = total + (p_t * (p_t.log() - p_s.log())).sum() / len(s.logits)
+    return total
+
+
+def twin_xekl(m: Distiller, s: Output, t: Output) -> Tensor:
+    return twin_kl(m, s, t)
+
+
+def twin_sup(m: Distiller, s: Output, t: Output) -> Tensor:
+    found = []
+    for i, (z_s, z_t) in enumerate(zip(s.logits, t.logits, strict=True)):
+        if not (z_s.argmax() == i % 2 and z_t.argmax() != i % 2):
+            found.append((z_t.softmax(0) * (z_t.log_softmax(0) - z_s.log_softmax(0))).sum())
+    return sum(found) / len(found) if found else 0.0 * s.logits.sum()
+
+
+def twin_hinton(m: Distiller, s: Output, t: Output) -> Tensor:
+    pairs = zip(s.logits, t.logits, strict=True)
+    return -16 * sum(((z_t / 4).softmax(0) * (z_s / 4).softmax(0).log()).sum() for z_s, z_t in pairs) / len(s.logits)
+
+
+def twin_cd(m: Distiller, s: Output, t: Output) -> Tensor:
+    def rows(x: Tensor) -> list[Tensor]:
+        x = [a / a.norm() for a in x]
+        return [torch.stack([(a * b).sum() for b in x]).softmax(0) for a in x]
+
+    return sum((q * (q / p).log()).sum() for p, q in zip(rows(s.pooled), rows(t.pooled), strict=True))
+
+
+def twin_triplet(m: Distiller, s: Output, t: Output) -> Tensor:
+    """Labels alternate, so the next sample is the negative, but for the last of an odd batch, whose next one is its own
+    class: it takes the one after."""
+    total, n = 0.0, len(s.logits)
+    for i in range(n):
+        j = (i + 1) % n if (i + 1) % n % 2 != i % 2 else (i + 2) % n
+        near, far = (
+            1 - F.cosine_similarity(s.logits[i], x, dim=0) for x in (t.logits[i], s.logits[j].detach())
+        )  # fmt: skip
+        total = total + (near - far + m.margin).clamp(min=0) / n
+    return total
+
+
+def twin_triplet_cosine(m: Distiller, s: Output, t: Output) -> Tensor:
+    return sum(1 - F.cosine_similarity(a, b, dim=0) for a, b in zip(s.logits, t.logits, strict=True)) / len(s.logits)
+
+
+def twin_tfkd(m: Distiller, s: Output, t: Output) -> Tensor:
+    p_s, p_t = s.logits.softmax(1), t.logits.softmax(1)
+    return sum((q * (q / p).log()).sum() for p, q in zip(p_s, p_t, strict=True)) / len(p_s)
+
+
+def twin_mt(m: Distiller, s: Output, t: Output) -> Tensor:
+    p_s, p_t = (s.logits / 5).softmax(1), (t.logits / 5).softmax(1)
+    return 25 * sum((q * (q / p).log()).sum() for p, q in zip(p_s, p_t, strict=True)) / len(p_s)
+
+
+def twin_dp(m: Distiller, s: Output, t: Output) -> Tensor:
+    """The images are black, so the old student's logits are its biases."""
+    total, old = 0.0, m.start.head.bias.softmax(0)
+    for i, (z_s, z_t) in enumerate(zip(s.logits, t.logits, strict=True)):
+        p_t = z_t.softmax(0)
+        target = p_t if p_t[i % 2] > old[i % 2] else old
+        total = total + (target * (target / z_s.softmax(0)).log()).sum() / len(s.logits)
+    return total
 
 
 def attention(f: Tensor, p: int) -> Tensor:
@@ -453,8 +526,7 @@ def test_twin(name: str, n: int, channels: int, size: int, seed: int) -> None:
     s = make_output(shapes_s, n * views, 5, torch.float64)
     t = make_output(shapes_t, n * views, 7, torch.float64, leaf=False)
     method = build(name, s, t).double()
-    seen = batch(s, views=views)
-    ours = method.init_loss(s, t, seen) if name in INITIAL_ONLY else method(s, t, seen)
+    ours = losses(method, s, t, batch(s, views=views))[name in INITIAL_ONLY]
     theirs = TWINS[name](method, s, t)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     inputs = [x for x in (*tensors(s), *method.parameters()) if x.requires_grad]

@@ -1,0 +1,27 @@
+"""Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531
+
+Cross entropy with softened targets, as the paper writes it: KD's gradient, a value that is larger by the teacher's
+entropy.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full
+from .base import Batch, Distiller, Output, Pair
+
+
+class Hinton(Distiller, name="hinton"):
+    """T^2 times the cross entropy of the student under the teacher's softened probabilities, a mean over the batch."""
+
+    weights = (0.5, 0.0, 0.5)
+
+    def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
+        super().__init__(pair)
+        if kd_T <= 0:
+            raise ValueError(f"kd_T must be positive, not {kd_T}")
+        self.T = kd_T
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        p_t = F.softmax(full(t.logits.detach()) / self.T, dim=1)
+        return F.cross_entropy(full(s.logits) / self.T, p_t) * self.T**2

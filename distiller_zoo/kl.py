@@ -1,0 +1,32 @@
+"""KL distillation between trained networks: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
+https://arxiv.org/abs/2310.17653
+
+Meant for a student that is trained already (`--path_s`): no labels, temperature 1, a small learning rate.
+"""
+
+from torch import Tensor
+
+from .base import Batch, Distiller, Output, Pair
+from .kd import kd_each
+
+
+class KL(Distiller, name="kl"):
+    """KD on the kl_k classes that the teacher holds likeliest for each sample; 0, or more than there are: all."""
+
+    weights = (0.0, 0.0, 1.0)
+
+    def __init__(self, pair: Pair, *, kl_T: float = 1.0, kl_k: int = 0) -> None:
+        super().__init__(pair)
+        if kl_T <= 0:
+            raise ValueError(f"kl_T must be positive, not {kl_T}")
+        self.T, self.k = kl_T, kl_k
+
+    def each(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """The loss of each sample, [B], from logits [B, K]."""
+        if 0 < self.k < z_t.shape[1]:
+            z_t, classes = z_t.detach().topk(self.k, dim=1)
+            z_s = z_s.gather(1, classes)
+        return kd_each(z_s, z_t, self.T)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return self.each(s.logits, t.logits).mean()

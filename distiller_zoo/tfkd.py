@@ -1,0 +1,52 @@
+"""Revisiting Knowledge Distillation via Label Smoothing Regularization. Yuan et al., CVPR 2020.
+https://arxiv.org/abs/1909.11723
+
+Differs: a sum over classes and a mean over the batch, as everywhere here. The authors' code averages over classes too
+and multiplies by 50 (self) or 100 (reg): their alpha is `-r 1-alpha -b alpha*multiplier/classes`.
+"""
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full, labels_of
+from .base import Batch, Distiller, Output, Pair
+from .kd import kd_loss
+
+
+class TFKD(Distiller, name="tfkd"):
+    """Teacher-free distillation. self: KD from the student's own kind, trained alone. reg: from a virtual teacher.
+
+    The virtual teacher gives the label the probability tfkd_correct and the others equal shares; as in the authors'
+    code these probabilities, not their logarithms, are softened by softmax(. / T), the student is not, and there is no
+    T^2. tfkd_T: 1 (self) or 20 (reg) where left out.
+    """
+
+    weights = (0.9, 0.0, 0.1)
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        tfkd_form: Literal["self", "reg"] = "self",
+        tfkd_T: float | None = None,
+        tfkd_correct: float = 0.99,
+    ) -> None:
+        super().__init__(pair)
+        self.form, self.correct = tfkd_form, tfkd_correct
+        self.T = {"self": 1.0, "reg": 20.0}[tfkd_form] if tfkd_T is None else tfkd_T
+        if self.T <= 0:
+            raise ValueError(f"tfkd_T must be positive, not {self.T}")
+
+    @classmethod
+    def needs_teacher(cls, options: dict[str, Any]) -> bool:
+        return options["tfkd_form"] == "self"
+
+    def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
+        if self.form == "self":
+            return kd_loss(s.logits, t.logits, self.T)
+        z, labels = full(s.logits), labels_of(s, batch).unsqueeze(1)
+        others = (1 - self.correct) / (z.shape[1] - 1)
+        virtual = z.detach().new_full(z.shape, others).scatter(1, labels, self.correct)
+        return F.kl_div(F.log_softmax(z, 1), F.log_softmax(virtual / self.T, 1), reduction="batchmean", log_target=True)
