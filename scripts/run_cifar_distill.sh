@@ -13,7 +13,7 @@ PAIR=${PAIR:-resnet32x4:resnet8x4}
 DATASET=${DATASET:-cifar100}
 SEEDS=${SEEDS:-1 2 3}
 METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd; \
-ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd}
+ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; triplet_cosine; kl; xekl; sup; dp; cd}
 SAVE=${SAVE:-save}
 model_t=${PAIR%%:*} model_s=${PAIR##*:}
 read -ra teacher_options <<<"${TEACHER_OPTIONS:-}"
