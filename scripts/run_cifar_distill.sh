@@ -9,38 +9,23 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
-PAIR=${PAIR:-resnet32x4:resnet8x4}
 DATASET=${DATASET:-cifar100}
-SEEDS=${SEEDS:-1 2 3}
+source scripts/procedures.sh
+
+PAIR=${PAIR:-resnet32x4:resnet8x4}
 METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd; \
 ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; triplet_cosine; kl; xekl; sup; dp; cd}
-SAVE=${SAVE:-save}
 model_t=${PAIR%%:*} model_s=${PAIR##*:}
-read -ra teacher_options <<<"${TEACHER_OPTIONS:-}"
-read -ra options <<<"${OPTIONS:-}"
-common=(--dataset "$DATASET" --save_folder "$SAVE")
 
-if [ -z "${TEACHER:-}" ]; then
-  folder=$SAVE/models/${model_t}_vanilla
-  TEACHER=$folder/ckpt_epoch_240.pth
-  # a run of ours has options.json, and its result is last.pth whatever else it has kept
-  if [ ! -f "$TEACHER" ] || [ -f "$folder/options.json" ]; then
-    TEACHER=$folder/last.pth
-    "$PYTHON" train_teacher.py --model "$model_t" "${common[@]}" --run_name "${model_t}_vanilla" "${teacher_options[@]}"
-  fi
-fi
-failed=() # a method that this pair does not allow, or a run that diverged, does not stop the others
+find_teacher "${TEACHER:-$model_t}"
 IFS=';' read -ra methods <<<"$METHODS"
 for seed in $SEEDS; do
   for method in "${methods[@]}"; do
     read -ra flags <<<"$method"
     echo "== $model_t > $model_s: ${flags[*]}, seed $seed"
-    "$PYTHON" train_student.py --path_t "$TEACHER" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
-      "${common[@]}" "${options[@]}" || failed+=("${flags[*]}, seed $seed")
+    "$PYTHON" train_student.py --path_t "$FOUND" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
+      "${COMMON[@]}" "${STUDENT_FLAGS[@]}" || FAILED+=("${flags[*]}, seed $seed")
   done
 done
 "$PYTHON" scripts/summarize.py "$SAVE"
-if [ ${#failed[@]} != 0 ]; then
-  printf 'not run, for the reason above: %s\n' "${failed[@]}" >&2
-  exit 1
-fi
+finish

@@ -1,0 +1,140 @@
+"""Tables of the procedures in scripts/*.sh, made of the run folders in SAVE/student_model.
+
+python scripts/procedures.py table --save save --seeds 1 2 3 --out save/tables/mine --row alone NAME --row taught NAME
+
+A NAME stands for its runs NAME_1, NAME_2, ..., one a seed; runs that are not finished are left out.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helper.util import command, mendable  # noqa: E402
+from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
+
+Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
+
+
+def find(opt: argparse.Namespace, name: str) -> list[Run]:
+    folders = [opt.save / "student_model" / f"{name}_{seed}" for seed in opt.seeds]
+    return [Run(folder) for folder in folders if (folder / "summary.json").is_file()]
+
+
+def both(values: list[float], form: str = ".2f") -> str:
+    """mean ± sample deviation"""
+    spread = deviation(values)
+    return format(statistics.mean(values), form) + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def teachers_accuracy(runs: list[Run]) -> list[float] | None:
+    """Of each teacher, mean over the runs: an assistant is another one for each seed."""
+    found = [json.loads((run.folder / "summary.json").read_text()).get("teacher_acc") for run in runs]
+    lists = [acc if isinstance(acc, list) else [acc] for acc in found]
+    return None if found[0] is None else [statistics.mean(accs) for accs in zip(*lists, strict=True)]
+
+
+def make_table(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
+    """A line for each row of runs: in full for the CSV, and as printed."""
+    rows = [(what, runs) for what, name in opt.row if (runs := find(opt, name))]
+    alone = {
+        runs[0].options["model_s"]: statistics.mean(run.last for run in runs)
+        for _, runs in rows
+        if runs[0].options["distill"] == ["none"]
+    }
+    full: Cells = []
+    shown: Cells = []
+    for what, runs in rows:
+        told, last, best = runs[0].options, [run.last for run in runs], [run.best for run in runs]
+        accuracy = teachers_accuracy(runs)
+        gain = statistics.mean(last) - alone[told["model_s"]] if told["model_s"] in alone and told["model_t"] else None
+        start = {"student": what, "network": told["model_s"], "teacher": "+".join(told["model_t"] or [])}
+        full.append(
+            start
+            | {"teacher_acc": text(accuracy), "distill": text(told["distill"]), "seeds": len(runs)}
+            | {"last_mean": statistics.mean(last), "last_deviation": deviation(last), "gain": gain}
+            | {"best_mean": statistics.mean(best), "best_deviation": deviation(best)}
+            | {f"last_seed_{run.options['seed']}": run.last for run in runs}
+        )
+        shown.append(
+            start
+            | {"teacher's accuracy": ", ".join(f"{acc:.2f}" for acc in accuracy or []), "seeds": len(runs)}
+            | {
+                "last epoch": both(last),
+                "gain over alone": "" if gain is None else f"{gain:+.2f}",
+            }
+            | {"best epoch": both(best)}
+        )
+    taught = [line for line in full if line["teacher"]]
+    notes = []
+    if opt.best and taught:
+        first = max(taught, key=lambda line: line["last_mean"])
+        notes.append(f"Best: {first['student']}, {first['last_mean']:.2f}")
+    return full, shown, notes
+
+
+def make_grid(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
+    """T across and alpha down."""
+    key = {"kd": "alpha", "ce": "gamma"}[opt.alpha_weighs]
+    found = {(runs[0].options[key], runs[0].options["kd_T"]): runs for name in opt.names if (runs := find(opt, name))}
+    alphas, temperatures = (sorted(set(values)) for values in zip(*found, strict=True)) if found else ([], [])
+    full: Cells = [
+        {"alpha": alpha, "T": t, "seeds": len(runs), "last_mean": statistics.mean(last), "last_deviation": spread}
+        for (alpha, t), runs in sorted(found.items())
+        for last in [[run.last for run in runs]]
+        for spread in [deviation(last)]
+    ]
+    shown: Cells = [
+        {"alpha \\ T": f"{alpha:g}"}
+        | {f"{t:g}": both([r.last for r in found[alpha, t]]) if (alpha, t) in found else "" for t in temperatures}
+        for alpha in alphas
+    ]
+    notes = [f"alpha weighs {'KD' if opt.alpha_weighs == 'kd' else 'the cross entropy'}; accuracy of the last epoch"]
+    if full:
+        first = max(full, key=lambda line: line["last_mean"])
+        notes.append(f"Best: T {first['T']:g}, alpha {first['alpha']:g}, {first['last_mean']:.2f}")
+    return full, shown, notes
+
+
+def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
+    header = list(shown[0]) if shown else []
+    lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
+    blocks = ["\n".join(f"| {' | '.join(line)} |" for line in lines)] if shown else ["no finished run"]
+    markdown = "\n\n".join([*blocks, *notes])
+    print(markdown)
+    with mendable(f"--out {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name + ".md").write_text(markdown + "\n")
+        write_csv(path.with_name(path.name + ".csv"), full)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(required=True)
+
+    def add(name: str, make: Any, what: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=what)
+        sub.set_defaults(make=make)
+        sub.add_argument("--save", metavar="DIR", type=Path, required=True)
+        sub.add_argument("--seeds", nargs="+", required=True)
+        sub.add_argument("--out", metavar="PATH", type=Path, required=True, help="written are PATH.md and PATH.csv")
+        return sub
+
+    sub = add("table", make_table, "a line for each NAME")
+    sub.add_argument("--row", metavar=("LABEL", "NAME"), nargs=2, action="append", required=True)
+    sub.add_argument("--best", action="store_true", help="name the best of the taught")
+    sub = add("grid", make_grid, "temperature across, alpha down")
+    sub.add_argument("--alpha_weighs", choices=["kd", "ce"], default="kd")
+    sub.add_argument("names", metavar="NAME", nargs="+")
+    opt = parser.parse_args(argv)
+    publish(opt.out, *opt.make(opt))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+# shellcheck shell=bash disable=SC2034
+# Sourced by the other scripts after setup.sh: variables and steps that they share. A step that was done is passed over.
+SEEDS=${SEEDS:-1 2 3}
+SAVE=${SAVE:-save}
+read -ra TEACHER_FLAGS <<<"${TEACHER_OPTIONS:-}"
+read -ra STUDENT_FLAGS <<<"${OPTIONS:-}"
+COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
+FAILED=() # a run that is refused, or that diverged, does not stop the others
+
+# find_teacher NETWORK|FILE: sets FOUND to its checkpoint: the file, else the one fetched to
+# SAVE/models/<network>_vanilla, else the network is trained there. LABEL: the network, or the name of the file's folder.
+find_teacher() {
+  if [[ $1 == */* || -f $1 ]]; then
+    FOUND=$1
+    LABEL=$(cd "$(dirname "$1")" && basename "$PWD")
+    return
+  fi
+  LABEL=$1
+  local folder=$SAVE/models/${1}_vanilla
+  FOUND=$folder/ckpt_epoch_240.pth
+  # a run of ours has options.json, and its result is last.pth whatever else it has kept
+  if [ ! -f "$FOUND" ] || [ -f "$folder/options.json" ]; then
+    FOUND=$folder/last.pth
+    "$PYTHON" train_teacher.py --model "$1" "${COMMON[@]}" --run_name "${1}_vanilla" "${TEACHER_FLAGS[@]}"
+  fi
+}
+
+# slug FLAGS...: the flags as part of a folder's name
+slug() {
+  local joined
+  joined=$(IFS=_ && echo "$*")
+  joined=${joined//-/}
+  echo "${joined//\//+}"
+}
+
+# student NAME SEED FLAGS...: trains a student in SAVE/student_model/NAME_SEED and sets FOUND to its checkpoint
+student() {
+  echo "== $1, seed $2"
+  FOUND=$SAVE/student_model/$1_$2/last.pth
+  "$PYTHON" train_student.py --run_name "$1_$2" --trial "$2" "${COMMON[@]}" "${@:3}" "${STUDENT_FLAGS[@]}" && return
+  FAILED+=("$1, seed $2")
+  return 1
+}
+
+# table KIND NAME ...: prints a table of students' runs, and writes it to SAVE/tables/NAME.md and NAME.csv
+table() {
+  echo
+  # shellcheck disable=SC2086
+  "$PYTHON" scripts/procedures.py "$1" --save "$SAVE" --seeds $SEEDS --out "$SAVE/tables/$2" "${@:3}"
+}
+
+finish() {
+  [ ${#FAILED[@]} != 0 ] || return 0
+  printf 'not run, for the reason above: %s\n' "${FAILED[@]}" >&2
+  exit 1
+}

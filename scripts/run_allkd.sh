@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# One student, many teachers: which one teaches it best?
+# Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
+#   STUDENT=resnet8  DATASET=cifar10  SEEDS="1 2 3"  SAVE=save
+#   TEACHERS="resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56"
+#                              networks (fetched to SAVE/models/<network>_vanilla, else trained there) or checkpoints
+#   METHOD="kd -r 0.5 -a 0.5 --kd_T 5"
+#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+# bash scripts/run_allkd.sh
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" requirements.txt
+DATASET=${DATASET:-cifar10}
+source scripts/procedures.sh
+
+STUDENT=${STUDENT:-resnet8}
+read -ra teachers <<<"${TEACHERS:-resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56}"
+read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
+end=${STUDENT}_${DATASET}_$(slug "${method[@]}")
+
+for seed in $SEEDS; do
+  student "${STUDENT}_${DATASET}_none" "$seed" --model_s "$STUDENT" --distill none || true
+done
+rows=(--row alone "${STUDENT}_${DATASET}_none")
+for teacher in "${teachers[@]}"; do
+  find_teacher "$teacher" || { FAILED+=("teacher $teacher") && continue; }
+  teacher=$FOUND
+  for seed in $SEEDS; do
+    student "$LABEL+$end" "$seed" --path_t "$teacher" --model_s "$STUDENT" --distill "${method[@]}" || true
+  done
+  rows+=(--row "by $LABEL" "$LABEL+$end")
+done
+table table "allkd_$end" --best "${rows[@]}"
+finish
