@@ -131,8 +131,9 @@ def main(argv: list[str] | None = None) -> None:
         teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     seed_everything(opt.seed)
     student = models.create_model(opt.model_s, n_cls)
+    start = checkpoint.load(opt.path_s, "--path_s") if opt.path_s else {}
     if opt.path_s:
-        checkpoint.load_weights(student, opt.model_s, checkpoint.load(opt.path_s, "--path_s"), "--path_s", opt.path_s)
+        checkpoint.load_weights(student, opt.model_s, start, "--path_s", opt.path_s)
     student.to(device, memory_format=torch.channels_last)
 
     # method
@@ -151,7 +152,8 @@ def main(argv: list[str] | None = None) -> None:
     batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
     val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
 
-    slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every) if opt.mcl_tau is not None else None
+    fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
+    slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None
     beside = {f"teacher{n}": teacher for n, teacher in enumerate(teachers, 1)}
     if opt.path_s and opt.save_predictions:
         beside["start"] = copy.deepcopy(student)

@@ -7,21 +7,24 @@ https://arxiv.org/abs/2211.03186
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class SlowWeights:
     """`network` is a copy of the student that moves by slow <- tau * slow + (1 - tau) * student every `every` steps.
 
     BatchNorm statistics move likewise, counters are copied; the student trains on as if there were no copy.
+    `fast`: where the student goes on from when `network` has its weights, those of a run that had both.
     """
 
-    def __init__(self, student: nn.Module, tau: float, every: int) -> None:
+    def __init__(self, student: nn.Module, tau: float, every: int, fast: dict[str, Tensor] | None = None) -> None:
         self.network = copy.deepcopy(student).requires_grad_(False)
-        self.tau, self.every = tau, every
+        self.tau, self.every, self.fast = tau, every, fast
 
     def restart(self, student: nn.Module) -> None:
         self.network.load_state_dict(student.state_dict())
+        if self.fast:
+            student.load_state_dict(self.fast)
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:

@@ -6,7 +6,10 @@ A NAME stands for its runs NAME_1, NAME_2, ..., one a seed; runs that are not fi
 """
 
 import argparse
+import csv
+import itertools
 import json
+import random
 import statistics
 import sys
 from pathlib import Path
@@ -15,7 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helper.util import command, mendable  # noqa: E402
+import models  # noqa: E402
+from helper import checkpoint  # noqa: E402
+from helper.util import UserError, command, mendable  # noqa: E402
+from scripts.compare_predictions import compare, read  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
 
 Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
@@ -101,6 +107,66 @@ def make_grid(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
     return full, shown, notes
 
 
+def make_history(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
+    """A line for each teacher of a sequence; changes are those against the student before all of them."""
+    full: Cells = []
+    for seed in opt.seeds:
+        folders = [opt.save / "student_model" / f"{name}_{seed}" for name in opt.names]
+        done = itertools.takewhile(lambda folder: (folder / "summary.json").is_file(), folders)
+        for step, run in enumerate(map(Run, done), 1):
+            labels, after = read(run.folder)
+            if step == 1:
+                _, first = read(run.folder, "predictions_start.csv")
+                before = 100 * (first == labels).mean()
+                full.append({"seed": seed, "step": 0, "teacher": "", "top1": before})
+            found = compare(labels, first, after, read(run.folder, "predictions_teacher1.csv")[1])
+            full.append(
+                {"seed": seed, "step": step, "teacher": text(run.options["model_t"])}
+                | {"teacher_top1": found["teacher"], "top1": found["after"], "step_delta": found["after"] - before}
+                | {key: found[key] for key in ("delta", "gained", "lost", "positive_flips", "transfer_rate")}
+            )
+            before = found["after"]
+
+    shown: Cells = []
+    for step in sorted({line["step"] for line in full}):
+        lines = [line for line in full if line["step"] == step]
+
+        def mean(key: str, form: str = ".2f", lines: Cells = lines) -> str:
+            values = [line[key] for line in lines if line.get(key) is not None]
+            return both(values, form) if values else ""
+
+        shown.append(
+            {"teachers": step, "the last": lines[0]["teacher"], "its top-1": mean("teacher_top1"), "seeds": len(lines)}
+            | {"top-1": mean("top1"), "delta": mean("delta", "+.2f"), "of this step": mean("step_delta", "+.2f")}
+            | {"gained": mean("gained"), "lost": mean("lost"), "transfer rate": mean("transfer_rate")}
+        )
+    return full, shown, []
+
+
+def list_teachers(opt: argparse.Namespace) -> None:
+    """Prints the files of a list's teachers: all of them or N drawn, as listed or drawn, or by their accuracy."""
+    with mendable(str(opt.list)), open(opt.list, newline="") as file:
+        rows = list(csv.DictReader(file))
+        for row in rows:
+            row["path"], row["modeltop1"] = opt.list.parent / row["path"], float(row["modeltop1"])
+    if opt.n is not None:
+        if not 0 < opt.n <= len(rows):
+            raise UserError(f"{opt.list}: has {len(rows)} teachers, {opt.n} are asked for")
+        rows = random.Random(opt.t_seed).sample(rows, opt.n)
+    if opt.curriculum:
+        rows.sort(key=lambda row: row["modeltop1"], reverse=opt.curriculum == "desc")
+    for row in rows:
+        print(row["path"])
+
+
+def print_network(opt: argparse.Namespace) -> None:
+    """Prints the network of a checkpoint."""
+    found = checkpoint.find_name(checkpoint.load(opt.file), opt.file, models.is_model)
+    if not found:
+        raise UserError(f"{opt.file}: neither the file nor its folder's name says its network")
+    print(found)
+
+
 def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
     header = list(shown[0]) if shown else []
     lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
@@ -132,8 +198,21 @@ def main(argv: list[str] | None = None) -> None:
     sub = add("grid", make_grid, "temperature across, alpha down")
     sub.add_argument("--alpha_weighs", choices=["kd", "ce"], default="kd")
     sub.add_argument("names", metavar="NAME", nargs="+")
+    sub = add("history", make_history, "a line for each teacher of a sequence")
+    sub.add_argument("names", metavar="NAME", nargs="+")
+    sub = subparsers.add_parser("teachers", help="the files of a list with the columns modelname, modeltop1 and path")
+    sub.set_defaults(make=list_teachers)
+    sub.add_argument("list", metavar="CSV", type=Path, help="its paths are relative to its own folder")
+    sub.add_argument("--n", type=int, help="draw so many")
+    sub.add_argument("--t_seed", type=int, default=1234)
+    sub.add_argument("--curriculum", choices=["asc", "desc"], help="in the order of modeltop1")
+    sub = subparsers.add_parser("network", help="the network of a checkpoint")
+    sub.set_defaults(make=print_network)
+    sub.add_argument("file", metavar="FILE")
     opt = parser.parse_args(argv)
-    publish(opt.out, *opt.make(opt))
+    made = opt.make(opt)
+    if made:
+        publish(opt.out, *made)
 
 
 if __name__ == "__main__":

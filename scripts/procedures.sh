@@ -42,11 +42,10 @@ student() {
   return 1
 }
 
-# table KIND NAME ...: prints a table of students' runs, and writes it to SAVE/tables/NAME.md and NAME.csv
+# table KIND NAME ...: prints a table of students' runs, and writes it to SAVE/NAME.md and SAVE/NAME.csv
 table() {
-  echo
   # shellcheck disable=SC2086
-  "$PYTHON" scripts/procedures.py "$1" --save "$SAVE" --seeds $SEEDS --out "$SAVE/tables/$2" "${@:3}"
+  "$PYTHON" scripts/procedures.py "$1" --save "$SAVE" --seeds $SEEDS --out "$SAVE/$2" "${@:3}"
 }
 
 finish() {

@@ -29,5 +29,5 @@ for teacher in "${teachers[@]}"; do
   done
   rows+=(--row "by $LABEL" "$LABEL+$end")
 done
-table table "allkd_$end" --best "${rows[@]}"
+table table "tables/allkd_$end" --best "${rows[@]}"
 finish

@@ -38,5 +38,5 @@ for alpha in ${ALPHAS:-0.1 0.4 0.5 0.7 1.0}; do
     names+=("$name")
   done
 done
-table grid "kdparam${GRID:+_$GRID}_$LABEL+${model_s}_$DATASET" --alpha_weighs "$weighed" "${names[@]}"
+table grid "tables/kdparam${GRID:+_$GRID}_$LABEL+${model_s}_$DATASET" --alpha_weighs "$weighed" "${names[@]}"
 finish

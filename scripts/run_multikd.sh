@@ -39,5 +39,5 @@ for seed in $SEEDS; do
   student "${names[1]}+$end" "$seed" --path_t "${files[@]}" --model_s "$STUDENT" --distill "${method[@]}" || true
 done
 rows+=(--row "by the first" "${names[0]}+$end" --row "by all" "${names[1]}+$end")
-table table "multikd_${names[1]}+$end" "${rows[@]}"
+table table "tables/multikd_${names[1]}+$end" "${rows[@]}"
 finish

@@ -37,5 +37,5 @@ for network in "${assistants[@]}"; do
   rows+=(--row assistant "${chain}_$end")
 done
 rows+=(--row "by the last assistant" "$chain+${model_s}_$end")
-table table "takd_$chain+${model_s}_$end" "${rows[@]}"
+table table "tables/takd_$chain+${model_s}_$end" "${rows[@]}"
 finish

@@ -4,12 +4,14 @@ python tests/forks.py SOCKET serves; the file that `write_client` makes is what 
 KILLED_IN=RUN:EPOCH in their environment kills that run when it has logged that epoch, as a power cut would.
 """
 
+import gc
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +57,17 @@ def work(connection: socket.socket) -> None:
     if "KILLED_IN" in environment:
         name, _, epoch = environment["KILLED_IN"].rpartition(":")
         killed_in(name, int(epoch))
-    runpy.run_path(arguments[0], run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take down all of torch in order is a second's work
 
 
 def serve(address: str) -> None:
@@ -63,6 +75,7 @@ def serve(address: str) -> None:
     import train_teacher  # noqa: F401
     from scripts import compare_predictions, summarize  # noqa: F401
 
+    gc.freeze()
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     server.listen()
@@ -74,7 +87,7 @@ def serve(address: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             child = os.fork()
             if child == 0:
-                return work(connection)
+                work(connection)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             connection.sendall(str(code if code >= 0 else 128 - code).encode())
             os._exit(0)

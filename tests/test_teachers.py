@@ -179,6 +179,17 @@ def test_slow_weights_at_the_ends(teacher, tmp_path):
     assert all(torch.equal(still["model"][key], value) for key, value in start.items() if key not in counters)
 
 
+def test_slow_weights_and_trained_ones_both_go_on(teacher, tmp_path, monkeypatch):
+    """A run from a run's checkpoint begins with both."""
+    common = ("--path_t", str(teacher), "--model_s", "resnet14", "--distill", "kd", "--mcl_tau", "1")
+    before = student(tmp_path / "before", *common, "--path_s", str(teacher)) / "last.pth"
+    monkeypatch.setattr("helper.loops.Precision.step", lambda self, loss, optimizer: None)
+    after = student(tmp_path / "after", *common, "--path_s", str(before)) / "last.pth"
+    for kind in ("model", "fast"):
+        a, b = (torch.load(path, weights_only=True)[kind] for path in (before, after))
+        assert all(torch.equal(a[key], b[key]) for key in a if "running" not in key and "num_batches" not in key)
+
+
 def test_slow_weights_resume_exactly(teacher, tmp_path):
     options = ("--path_t", str(teacher), "--distill", "kd", "--mcl_tau", "0.9", "--mcl_every", "2")
     whole = student(tmp_path / "whole", *options, epochs=2)

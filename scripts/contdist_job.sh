@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A trained student learns from one teacher after the other. Each teacher is a run of its own with a new optimiser, from
+# where the run before ended (with slow weights, from those and the trained ones both). After each: top-1, its change
+# against the first student, gained and lost samples, transfer rate, in SAVE/continual/NAME/history.csv.
+# https://arxiv.org/abs/2310.17653
+# Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
+#   STUDENT_FILE=FILE          its checkpoint; STUDENT=its network, where the file does not say
+#   TEACHERS="FILE FILE ..."   in their order; or networks: fetched to SAVE/models/<network>_vanilla, else trained there
+#   MODEL_LIST=CSV             in their place, a list with columns modelname,modeltype,modelparams,modeltop1,path
+#   N=  T_SEED=1234            draw N of the list;  CURRICULUM=asc or desc: in the order of modeltop1
+#   METHOD=dp                  or "kl", "xekl", "xekl --mcl_tau 0.9999 --mcl_every 2", ...
+#   DATASET=cifar100  SEEDS="1 2 3"  SAVE=save  NAME=made of student, teachers, data set and method
+#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py; 20 epochs at a rate of 1e-4 without
+# STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHERS="vgg8 resnet56 wrn_40_2" bash scripts/contdist_job.sh
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" requirements.txt
+DATASET=${DATASET:-cifar100}
+source scripts/procedures.sh
+
+: "${STUDENT_FILE:?give STUDENT_FILE, a checkpoint of the student}"
+network=${STUDENT:-$("$PYTHON" scripts/procedures.py network "$STUDENT_FILE")}
+read -ra teachers <<<"${TEACHERS:-}"
+if [ -n "${MODEL_LIST:-}" ]; then
+  listed=$("$PYTHON" scripts/procedures.py teachers "$MODEL_LIST" ${N:+--n "$N"} --t_seed "${T_SEED:-1234}" \
+    ${CURRICULUM:+--curriculum "$CURRICULUM"})
+  mapfile -t teachers <<<"$listed"
+fi
+[ ${#teachers[@]} != 0 ] || { echo "give TEACHERS or MODEL_LIST" >&2 && exit 2; }
+read -ra method <<<"${METHOD:-dp}"
+recipe=(--epochs 20 --learning_rate 1e-4 --lr_decay_epochs= --weight_decay 1e-4 --batch_size 256)
+
+files=() chain=$network
+for teacher in "${teachers[@]}"; do
+  find_teacher "$teacher"
+  files+=("$FOUND") chain+=+$LABEL
+done
+[ ${#chain} -le 120 ] || chain=$network+$(cksum <<<"$chain" | cut -d' ' -f1)
+NAME=${NAME:-${chain}_${DATASET}_$(slug "${method[@]}")}
+
+names=()
+for n in $(seq ${#files[@]}); do names+=("${NAME}_teacher$n"); done
+for seed in $SEEDS; do
+  FOUND=$STUDENT_FILE
+  for n in "${!files[@]}"; do
+    student "${names[n]}" "$seed" --path_t "${files[n]}" --model_s "$network" --path_s "$FOUND" "${recipe[@]}" \
+      --distill "${method[@]}" --save_predictions || break
+    table history "continual/$NAME/history" "${names[@]}" >/dev/null
+  done
+done
+table history "continual/$NAME/history" "${names[@]}"
+finish
