@@ -120,7 +120,7 @@ def resnet8(python, save):
     return save / "models" / "resnet8_vanilla" / "last.pth"
 
 
-@pytest.mark.parametrize("method", ["kl", "xekl", "xekl --mcl_tau 0.5"])
+@pytest.mark.parametrize("method", ["kl", "xekl --mcl_tau 0.5"])
 def test_one_teacher_after_the_other(method, call, save, resnet8):
     given = {"STUDENT_FILE": resnet8, "TEACHERS": f"resnet14 {resnet8}", "METHOD": method}
     table = twice(call, "contdist_job.sh", 3, **given)
