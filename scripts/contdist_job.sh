@@ -10,24 +10,24 @@
 #   N=  T_SEED=1234            draw N of the list;  CURRICULUM=asc or desc: in the order of modeltop1
 #   METHOD=dp                  or "kl", "xekl", "xekl --mcl_tau 0.9999 --mcl_every 2", ...
 #   DATASET=cifar100  SEEDS="1 2 3"  SAVE=save  NAME=made of student, teachers, data set and method
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py; 20 epochs at a rate of 1e-4 without
+#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 5"; without them the
+#                              students are trained as configs/trained_student.json says
 # STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHERS="vgg8 resnet56 wrn_40_2" bash scripts/contdist_job.sh
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar100}
 source scripts/procedures.sh
 
-: "${STUDENT_FILE:?give STUDENT_FILE, a checkpoint of the student}"
+[ -n "${STUDENT_FILE:-}" ] || { echo "give STUDENT_FILE, a checkpoint of the student" >&2 && exit 2; }
 network=${STUDENT:-$("$PYTHON" scripts/procedures.py network "$STUDENT_FILE")}
 read -ra teachers <<<"${TEACHERS:-}"
 if [ -n "${MODEL_LIST:-}" ]; then
-  listed=$("$PYTHON" scripts/procedures.py teachers "$MODEL_LIST" ${N:+--n "$N"} --t_seed "${T_SEED:-1234}" \
-    ${CURRICULUM:+--curriculum "$CURRICULUM"})
+  listed=$("$PYTHON" scripts/procedures.py teachers "$MODEL_LIST" --t_seed "${T_SEED:-1234}" \
+    --n "${N:-0}" --curriculum "${CURRICULUM:-none}")
   mapfile -t teachers <<<"$listed"
 fi
 [ ${#teachers[@]} != 0 ] || { echo "give TEACHERS or MODEL_LIST" >&2 && exit 2; }
 read -ra method <<<"${METHOD:-dp}"
-recipe=(--epochs 20 --learning_rate 1e-4 --lr_decay_epochs= --weight_decay 1e-4 --batch_size 256)
 
 files=() chain=$network
 for teacher in "${teachers[@]}"; do
@@ -42,8 +42,8 @@ for n in $(seq ${#files[@]}); do names+=("${NAME}_teacher$n"); done
 for seed in $SEEDS; do
   FOUND=$STUDENT_FILE
   for n in "${!files[@]}"; do
-    student "${names[n]}" "$seed" --path_t "${files[n]}" --model_s "$network" --path_s "$FOUND" "${recipe[@]}" \
-      --distill "${method[@]}" --save_predictions || break
+    student "${names[n]}" "$seed" --path_t "${files[n]}" --model_s "$network" --path_s "$FOUND" \
+      --config configs/trained_student.json --distill "${method[@]}" --save_predictions || break
     table history "continual/$NAME/history" "${names[@]}" >/dev/null
   done
 done

@@ -7,7 +7,10 @@
 #   and STUDENT, DATASET, SEEDS, SAVE, NAME, TEACHER_OPTIONS, OPTIONS as there
 # STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHER=resnet56 bash scripts/dist_job.sh
 set -euo pipefail
-: "${TEACHER:?give TEACHER, a checkpoint}"
+if [ -z "${STUDENT_FILE:-}" ] || [ -z "${TEACHER:-}" ]; then
+  echo "give STUDENT_FILE and TEACHER" >&2
+  exit 2
+fi
 METHOD=${METHOD:-sup -r 0.32 -b 0.68 --kl_k 100 --mcl_tau 0.9999 --mcl_every 2 --learning_rate 1e-3}
 export METHOD TEACHERS=$TEACHER MODEL_LIST=
 exec bash "$(dirname "$0")/contdist_job.sh"

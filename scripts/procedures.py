@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import models  # noqa: E402
-from helper import checkpoint  # noqa: E402
+from helper import checkpoint, options  # noqa: E402
 from helper.util import UserError, command, mendable  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
@@ -149,11 +149,11 @@ def list_teachers(opt: argparse.Namespace) -> None:
         rows = list(csv.DictReader(file))
         for row in rows:
             row["path"], row["modeltop1"] = opt.list.parent / row["path"], float(row["modeltop1"])
-    if opt.n is not None:
-        if not 0 < opt.n <= len(rows):
+    if opt.n:
+        if opt.n > len(rows):
             raise UserError(f"{opt.list}: has {len(rows)} teachers, {opt.n} are asked for")
         rows = random.Random(opt.t_seed).sample(rows, opt.n)
-    if opt.curriculum:
+    if opt.curriculum != "none":
         rows.sort(key=lambda row: row["modeltop1"], reverse=opt.curriculum == "desc")
     for row in rows:
         print(row["path"])
@@ -203,9 +203,9 @@ def main(argv: list[str] | None = None) -> None:
     sub = subparsers.add_parser("teachers", help="the files of a list with the columns modelname, modeltop1 and path")
     sub.set_defaults(make=list_teachers)
     sub.add_argument("list", metavar="CSV", type=Path, help="its paths are relative to its own folder")
-    sub.add_argument("--n", type=int, help="draw so many")
+    sub.add_argument("--n", type=options.whole, default=0, help="draw so many; 0: all in their order")
     sub.add_argument("--t_seed", type=int, default=1234)
-    sub.add_argument("--curriculum", choices=["asc", "desc"], help="in the order of modeltop1")
+    sub.add_argument("--curriculum", choices=["none", "asc", "desc"], default="none", help="in the order of modeltop1")
     sub = subparsers.add_parser("network", help="the network of a checkpoint")
     sub.set_defaults(make=print_network)
     sub.add_argument("file", metavar="FILE")
