@@ -83,7 +83,7 @@ def test_bash_command(command):
     *variables, bash, script = shlex.split(command)
     assert bash == "bash"
     text = (ROOT / script).read_text()
-    assert all(f"${{{variable.split('=')[0]}:-" in text for variable in variables)
+    assert all(f"${{{variable.split('=')[0]}:" in text for variable in variables)
     name = script.removeprefix("scripts/")
     assert any(f'"{name}"' in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
 
