@@ -55,11 +55,11 @@ def bad(tmp_path, teacher):
 
 
 STUDENT = [
-    ("--model_s resnet9", r"--model_s: unknown network 'resnet9'; near: .*resnet8"),
-    ("--model_s wrn_17_2", r"--model_s: .*17"),
-    ("--distill kdd", r"--distill: unknown method 'kdd'; near: kd"),
-    ("--distill kd,kd", r"--distill: expected different names"),
-    ("--distill kd,", r"--distill: unknown method ''"),
+    ("--model_s resnet9", r"--model_s/--student_name: unknown network 'resnet9'; near: .*resnet8"),
+    ("--model_s wrn_17_2", r"--model_s/--student_name: .*17"),
+    ("--distill kdd", r"--distill/--kd_method: unknown method 'kdd'; near: kd"),
+    ("--distill kd,kd", r"--distill/--kd_method: expected different names"),
+    ("--distill kd,", r"--distill/--kd_method: unknown method ''"),
     ("--dataset cifar1000", r"--dataset: unknown data set 'cifar1000'; near: cifar100"),
     ("--path_t {bad}/missing.pth", r"--path_t .*missing.pth: no such file"),
     ("--path_t {bad}", r"--path_t .*: not a file"),

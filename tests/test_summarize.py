@@ -19,7 +19,7 @@ from helper.run import as_csv
 from scripts import summarize
 
 OPTIONS = {"dataset": "cifar100", "data_folder": "./data", "epochs": 3, "momentum": 0.9, "device": None}
-STUDENT = {"model_s": "resnet8x4", "model_t": "resnet32x4", "path_t": "t/last.pth", "init_epochs": 30}
+STUDENT = {"model_s": "resnet8x4", "model_t": ["resnet32x4"], "path_t": ["t/last.pth"], "init_epochs": 30}
 WEIGHTS = {"none": (1.0, 0.0, 0.0), "kd": (0.1, 0.9, 0.0), "crd": (1.0, 0.0, 0.8)}
 
 
