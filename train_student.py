@@ -30,6 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--model_t", "--teacher_name", type=options.network, nargs="+",
         help="default: as the checkpoint or its folder's name says",
     )  # fmt: skip
+    group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
     group.add_argument("--model_s", "--student_name", type=options.network, default="resnet8")
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument(
@@ -65,7 +66,7 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
         raise UserError(f"-b: expected a weight for each of {', '.join(opt.distill)}, found {len(opt.beta)}")
     if not (opt.gamma or opt.alpha or any(opt.beta)):
         raise UserError("-r, -a and -b are all 0: nothing would be trained")
-    opt.learning_rate = opt.learning_rate or models.create_model(opt.model_s, 2).learning_rate
+    opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
     if opt.init_epochs is None:
         opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
     published = [method.init_learning_rate for method in methods if method.init_learning_rate]
@@ -77,7 +78,11 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
 
 
 def load_teachers(opt: argparse.Namespace) -> list[dict]:
-    """Reads the checkpoints and settles which networks they are."""
+    """Reads the teachers' weights and settles which networks they are."""
+    if opt.pretrained_t:
+        opt.model_t = [models.at_own_size(name) for name in opt.model_t]
+        with mendable("--pretrained_t"):
+            return [models.published_weights(name) for name in opt.model_t]
     states = [checkpoint.load(path, "--path_t") for path in opt.path_t]
     if opt.model_t and len(opt.model_t) != len(states):
         raise UserError(f"--model_t: expected a network for each of {len(states)} --path_t, found {len(opt.model_t)}")
@@ -96,13 +101,16 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(opt.device)
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
+    if opt.pretrained_t and (opt.path_t or not opt.model_t):
+        raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
     taught = opt.alpha or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
-    if opt.path_t is None and (taught or any(cls.init_loss for cls in classes)):
+    flag, given = ("--pretrained_t", opt.model_t) if opt.pretrained_t else ("--path_t", opt.path_t or [])
+    if not given and (taught or any(cls.init_loss for cls in classes)):
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
     for cls in classes:
-        if opt.path_t and len(opt.path_t) > 1 and not cls.all_teachers and (cls in weighed or cls.init_loss):
-            raise UserError(f"--path_t: {cls.name} takes one teacher, found {len(opt.path_t)}")
-    teacher_states = load_teachers(opt) if opt.path_t else []
+        if len(given) > 1 and not cls.all_teachers and (cls in weighed or cls.init_loss):
+            raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
+    teacher_states = load_teachers(opt) if given else []
 
     betas = ",".join(map(str, opt.beta))
     name = "S:{}_T:{}_{}_{}_r:{}_a:{}_b:{}_{}".format(
@@ -121,16 +129,17 @@ def main(argv: list[str] | None = None) -> None:
 
     # data
     data = options.load_data(opt)
-    n_cls = len(data.classes)
+    n_cls, images = len(data.classes), options.images_of(data)
 
     # networks; the seed is set here so that equal seeds give equal students whatever the method
     teachers = []
-    for state, model_t, path in zip(teacher_states, opt.model_t or [], opt.path_t or [], strict=True):
-        teacher = models.create_model(model_t, n_cls)
-        checkpoint.load_weights(teacher, model_t, state, "--path_t", path)
+    for state, model_t, path in zip(teacher_states, opt.model_t or [], given, strict=False):
+        with mendable(f"{flag} {path}"):
+            teacher = models.create_model(model_t, n_cls, images)
+        checkpoint.load_weights(teacher, model_t, state, flag, path)
         teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     seed_everything(opt.seed)
-    student = models.create_model(opt.model_s, n_cls)
+    student = models.create_model(opt.model_s, n_cls, images)
     start = checkpoint.load(opt.path_s, "--path_s") if opt.path_s else {}
     if opt.path_s:
         checkpoint.load_weights(student, opt.model_s, start, "--path_s", opt.path_s)

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.settle_seed(opt)
     device = choose_device(opt.device)
-    opt.learning_rate = opt.learning_rate or models.create_model(opt.model, 2).learning_rate
+    opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
 
     name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
     run = Run("models", name, opt)
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
 
     data = options.load_data(opt)
     seed_everything(opt.seed)
-    model = models.create_model(opt.model, len(data.classes)).to(device, memory_format=torch.channels_last)
+    model = models.create_model(opt.model, len(data.classes), options.images_of(data))
+    model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     augment = dataset.Augment.of(data, device)
     batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)

@@ -17,7 +17,7 @@ from distiller_zoo.criterion import Criterion
 from helper import checkpoint, options
 from helper.loops import Stage, fit
 from helper.run import Run
-from helper.util import UserError, choose_device, command, seed_everything
+from helper.util import UserError, choose_device, command, mendable, seed_everything
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--path_s {opt.path_s}: neither the file nor its folder's name says its network; give --model_s"
         )
-    opt.learning_rate = opt.learning_rate or models.create_model(opt.model_s, 2).learning_rate
+    with mendable(f"--path_s {opt.path_s}"):
+        opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
 
     source = Path(opt.path_s).absolute().parent.name
     run = Run("transfer", f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}", opt)
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     # the network as it was trained, frozen, with a new classifier
     data = options.load_data(opt)
     seed_everything(opt.seed)
-    n_source = checkpoint.class_count(models.create_model(opt.model_s, 2), state, "--path_s", opt.path_s)
-    student = models.create_model(opt.model_s, n_source)
+    n_source = checkpoint.class_count(models.sketch(opt.model_s), state, "--path_s", opt.path_s)
+    student = models.create_model(opt.model_s, n_source, options.images_of(data))
     checkpoint.load_weights(student, opt.model_s, state, "--path_s", opt.path_s)
     student.requires_grad_(False)
     student.reset_head(len(data.classes))

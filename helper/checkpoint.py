@@ -111,7 +111,8 @@ def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, 
 
 
 def head_key(model: nn.Module) -> str:
-    return next(key for key, parameter in model.named_parameters() if parameter is model.head.weight)
+    state = model.state_dict(keep_vars=True)  # a wrapped network's keys are not its parameters' names
+    return next(key for key, parameter in state.items() if parameter is model.head.weight)
 
 
 def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | Path) -> int:
@@ -125,6 +126,8 @@ def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | 
 def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path) -> None:
     """Loads weights into a network. Raises UserError where names or shapes do not fit, the class count first."""
     weights = weights_of(state, flag, path)
+    if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
+        weights = model.convert(weights)
     own = model.state_dict()
     head = head_key(model)
     if head in weights and weights[head].dim() == 2 and len(weights[head]) != len(own[head]):
@@ -145,7 +148,8 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
             f"{flag} {path}: not a {name}: {first} "
             f"({len(missing)} missing, {len(surplus)} surplus, {len(shaped)} of another shape)"
         )
-    model.load_state_dict(own | weights)
+    own.update(weights)  # in place: the dict carries the versions of the network's modules, which some look at
+    model.load_state_dict(own)
 
 
 def find_name(state: dict[str, Any], path: str | Path, known: Callable[[str], bool]) -> str | None:

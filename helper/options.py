@@ -148,7 +148,7 @@ def names_of(find: Callable[[str], object]) -> Callable[[str], list[str]]:
     return convert
 
 
-network = known(lambda name: models.create_model(name, 2))
+network = known(models.sketch)
 
 
 def add_run_options(parser: Parser, trial: str) -> None:
@@ -254,6 +254,11 @@ def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
         return dataset.load(
             opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, workers=opt.num_workers
         )
+
+
+def images_of(data: dataset.ImageSet) -> models.Images:
+    """What the networks are given: batches are normalised by the data set's mean and deviation."""
+    return models.Images(tuple(data.train_images.shape[-2:]), data.mean, data.std)
 
 
 def facts(name: str, network: nn.Module, data: dataset.ImageSet) -> dict[str, Any]:

@@ -9,10 +9,26 @@ from . import (
     resnetv2,
     shufflenetv1,
     shufflenetv2,
+    timm_nets,
+    torchvision_nets,
     vgg,
     wrn,
 )
-from .base import Network, Output, create_model, is_model, model_names, probe, register, register_pattern
+from .base import (
+    Images,
+    Network,
+    Output,
+    at_own_size,
+    create_model,
+    is_model,
+    model_names,
+    probe,
+    published_weights,
+    register,
+    register_family,
+    register_pattern,
+    sketch,
+)
 
 # RepDistiller's table: model_dict["resnet8"](num_classes=100)
 model_dict = {name: partial(create_model, name) for name in model_names()}

@@ -3,21 +3,26 @@
 import difflib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "Images",
     "Network",
     "Output",
+    "at_own_size",
     "create_model",
     "init_convs",
     "is_model",
     "model_names",
     "probe",
+    "published_weights",
     "register",
+    "register_family",
     "register_pattern",
+    "sketch",
 ]
 
 
@@ -28,6 +33,14 @@ class Output(NamedTuple):
     feats: tuple[Tensor, ...]  # stem, stage 1 .. stage n, as the next stage sees them   [B, C_i, H_i, W_i]
     preacts: tuple[Tensor, ...]  # the same places before their ReLU (WRN: after the next BatchNorm)
     pooled: Tensor  # [B, D], what the classifier reads
+
+
+class Images(NamedTuple):
+    """What networks are given: images of one size, of which `mean` was subtracted and which were divided by `std`."""
+
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]  # per channel, of values in 0..1
+    std: tuple[float, ...]
 
 
 class Network(nn.Module):
@@ -79,8 +92,25 @@ def init_convs(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+class Family(Protocol):
+    """A package's networks, called `<family>:<name>`, or `<family>:<name>@<size>` for images of that size."""
+
+    def names(self) -> list[str]:
+        """Raises ValueError where the package is not there, as all of these do."""
+
+    def build(self, name: str, num_classes: int, images: Images | None) -> Network:
+        """images: what the network will be given; it makes of them what it needs. None: as it needs them."""
+
+    def own_size(self, name: str) -> int:
+        """Pixels of the images that the published weights were trained on."""
+
+    def published(self, name: str) -> dict[str, Tensor]:
+        """The published weights. Raises ValueError where there are none or they cannot be had."""
+
+
 _networks: dict[str, Callable[..., nn.Module]] = {}
 _patterns: list[tuple[re.Pattern, Callable[..., nn.Module]]] = []
+_families: dict[str, Family] = {}
 
 
 def register(name: str, build: Callable[..., nn.Module]) -> None:
@@ -93,23 +123,75 @@ def register_pattern(pattern: str, build: Callable[..., nn.Module]) -> None:
     _patterns.append((re.compile(pattern), build))
 
 
+def register_family(prefix: str, family: Family) -> None:
+    """Makes every network of a package available as `--model prefix:name`."""
+    _families[prefix] = family
+
+
 def model_names() -> list[str]:
     return list(_networks)
 
 
 def is_model(name: str) -> bool:
+    if name.partition(":")[0] in _families:
+        try:
+            find_in_family(name)
+        except ValueError:
+            return False
+        return True
     return name in _networks or any(p.fullmatch(name) for p, _ in _patterns)
 
 
-def create_model(name: str, num_classes: int) -> nn.Module:
-    """Builds a network by name. Raises ValueError, with the near names, where there is none."""
+def find_in_family(name: str) -> tuple[Family, str]:
+    """Family and name of `prefix:name`. Raises ValueError, with the near names, where there is none."""
+    prefix, _, rest = name.partition(":")
+    family, known = _families[prefix], _families[prefix].names()
+    arch = re.split("[.@]", rest)[0]  # timm names published weights behind a dot
+    if arch not in known:
+        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
+        raise ValueError(f"unknown network {name!r}; near: {', '.join(f'{prefix}:{n}' for n in near) or 'none'}")
+    return family, rest
+
+
+def create_model(name: str, num_classes: int, images: Images | None = None) -> nn.Module:
+    """Builds a network by name. Raises ValueError, with the near names, where there is none.
+
+    images: what the network will be given. Ours take any; a package's network is built for their size where it can be,
+    else resizes them, and normalises them as its own weights want them.
+    """
     if name in _networks:
         return _networks[name](num_classes=num_classes)
     for pattern, build in _patterns:
         if match := pattern.fullmatch(name):
             return build(*match.groups(), num_classes=num_classes)
-    near = difflib.get_close_matches(name, _networks, n=3, cutoff=0.4)
+    if name.partition(":")[0] in _families:
+        family, rest = find_in_family(name)
+        return family.build(rest, num_classes, images)
+    near = difflib.get_close_matches(name, [*_networks, *(f"{prefix}:" for prefix in _families)], n=3, cutoff=0.4)
     raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
+
+
+def sketch(name: str) -> nn.Module:
+    """The network without memory for its weights: to look at, not to run. Raises ValueError as create_model does."""
+    with torch.device("meta"):
+        return create_model(name, 2)
+
+
+def at_own_size(name: str) -> str:
+    """The name with the size of the images that its published weights were trained on, where it says none."""
+    if name.partition(":")[0] not in _families or "@" in name:
+        return name
+    family, rest = find_in_family(name)
+    return f"{name}@{family.own_size(rest)}"
+
+
+def published_weights(name: str) -> dict[str, Tensor]:
+    """A state dict. Raises ValueError where none is published or it cannot be had."""
+    if name.partition(":")[0] not in _families:
+        families = " and ".join(f"{prefix}:NAME" for prefix in _families)
+        raise ValueError(f"{name}: no published weights; {families} have some, this needs a file")
+    family, rest = find_in_family(name)
+    return family.published(rest)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from sklearn.manifold import TSNE
 import dataset
 import models
 from helper import checkpoint
+from helper.options import images_of
 from helper.util import UserError, choose_device, mendable
 
 # colour-blind safe: Okabe and Ito's without the yellow, too pale for a line; Tol's "muted" and black
@@ -66,7 +67,7 @@ def outputs(path: Path, name: str, *data_options: str | int | None) -> Outputs:
     state = checkpoint.load(path)  # before the data, which may begin with a download
     with mendable(f"{name} on {data_options[0]}"):
         data = load_data(*data_options)
-        network = models.create_model(name, len(data.classes))
+        network = models.create_model(name, len(data.classes), images_of(data))
     checkpoint.load_weights(network, name, state, "checkpoint", path)
     device = choose_device(None)
     network.to(device).eval()

@@ -1,0 +1,295 @@
+"""Networks of other packages behind the contract, by forward hooks; state dicts keep the package's own names."""
+
+import functools
+import math
+import threading
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Images, Network, Output
+
+IMAGENET = Images((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+_here = threading.local()  # nn.DataParallel runs replicas, which share their hooks, in a thread each
+
+
+class Place(NamedTuple):
+    """Where hooks read: what goes into a module or what comes out of it."""
+
+    module: str
+    is_input: bool = False
+
+
+class Plan(NamedTuple):
+    """What a look at a network found."""
+
+    head: str  # its classifier
+    places: dict[str, Place]  # what hooks keep, by key: "pooled", "preact i" where a ReLU ends stage i, maps
+    feats: tuple[tuple[str, str | int], ...]  # key and layout: NCHW, NHWC, or tokens behind so many others
+    indices: tuple[int, ...] = ()  # of the maps that the package's own code returns
+
+
+class Call(NamedTuple):
+    """A module's call, as a look at the network saw it."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+
+
+def _keep(key: str, is_input: bool, module: nn.Module, args: tuple, output: Tensor | None = None) -> None:
+    kept = getattr(_here, "kept", None)
+    if kept is not None:
+        kept[key] = args[0] if is_input else output
+
+
+class PackageFamily:
+    """What packages have in common. Subclasses say how theirs names, builds, runs and publishes networks."""
+
+    prefix: str
+
+    def names(self) -> list[str]:
+        raise NotImplementedError
+
+    def own(self, name: str) -> Images:
+        """What the published weights were trained on."""
+        raise NotImplementedError
+
+    def create(self, name: str, num_classes: int, **arguments: Any) -> nn.Module:
+        """The package's network, untrained."""
+        raise NotImplementedError
+
+    def arguments_for(self, name: str, net: nn.Module, size: tuple[int, int]) -> tuple[dict, tuple[int, int]]:
+        """What `create` must be told of the size of the images, and the nearest size above that it can be told."""
+        return {}, size
+
+    def plan(self, net: nn.Module, images: Tensor) -> Plan:
+        """Finds the places by running the network on images of its own size. Raises ValueError where it cannot."""
+        raise NotImplementedError
+
+    def run(self, net: nn.Module, x: Tensor, indices: tuple[int, ...], kept: dict[str, Tensor]) -> Tensor:
+        """Logits. Hooks fill `kept` in the meantime; maps that the package returns go there too."""
+        return net(x)
+
+    def convert(self, net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights for another input size, or with older names, as this network has them."""
+        return weights
+
+    def download(self, name: str) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def skeleton(self, name: str, **arguments: Any) -> nn.Module:
+        """The package's network without memory for its weights."""
+        try:
+            with torch.device("meta"):
+                return self.create(name, 2, **arguments)
+        except NotImplementedError:  # it computes its shapes with tensors
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                return self.create(name, 2, **arguments).to("meta")
+
+    def own_size(self, name: str) -> int:
+        return self.own(name).size[0]
+
+    def build(self, name: str, num_classes: int, images: Images | None) -> Network:
+        name, _, at = name.partition("@")
+        if at and not (at.isdigit() and int(at)):
+            raise ValueError(f"{self.prefix}:{name}@{at}: expected a size in pixels behind the @")
+        asked = (int(at), int(at)) if at else images.size if images else None
+        plan, (arguments, size) = _plan(self, name), _fit(self, name, asked, bool(at))
+        if torch.get_default_device().type == "meta":
+            net = self.skeleton(name, **arguments)
+        else:
+            net = self.create(name, num_classes, **arguments)
+        return External(self, plan, net, size, self.own(name), images)
+
+    def published(self, name: str) -> dict[str, Tensor]:
+        name = name.partition("@")[0]
+        try:
+            return self.download(name)
+        except Exception as error:  # packages raise their download libraries' errors, which have no common base
+            raise ValueError(f"{self.prefix}:{name}: no published weights: {_first_line(error)}") from None
+
+
+class External(Network):
+    """A package's network under the contract.
+
+    Where a ReLU ends a stage, its input is the pre-activation; elsewhere the map itself stands for it. Images are
+    normalised anew by the network's own mean and deviation, and resized to `size` where it is given.
+    """
+
+    def __init__(
+        self,
+        family: PackageFamily,
+        plan: Plan,
+        net: nn.Module,
+        size: tuple[int, int] | None,
+        own: Images,
+        images: Images | None,
+    ) -> None:
+        super().__init__()
+        self.family, self.plan, self.net, self.size = family, plan, net, size
+        self.head_name = f"net.{plan.head}"
+        convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        depthwise = any(conv.groups == conv.in_channels > 1 for conv in convs)
+        if depthwise or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            self.learning_rate = 0.01  # RepDistiller's for mobile networks; transformers bear no more either
+        given = images or own
+        mean, std, to_mean, to_std = (
+            torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (given.mean, given.std, own.mean, own.std)
+        )
+        self.register_buffer("scale", (std / to_std).float(), persistent=False)
+        self.register_buffer("shift", ((mean - to_mean) / to_std).float(), persistent=False)
+        for key, place in plan.places.items():
+            self._watch(key, place)
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+
+    def _watch(self, key: str, place: Place) -> None:
+        module = self.net.get_submodule(place.module)
+        if place.is_input:
+            module.register_forward_pre_hook(partial(_keep, key, True))
+        else:
+            module.register_forward_hook(partial(_keep, key, False))
+        if key.startswith("preact"):
+            module.inplace = False  # its input is returned
+
+    def fit(self, x: Tensor) -> Tensor:
+        """Images as the network wants them."""
+        x = torch.addcmul(self.shift, x, self.scale)
+        if self.size and x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        return x
+
+    def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
+        x = self.fit(x)
+        if not is_feat:
+            return self.net(x)
+        kept: dict[str, Tensor] = {}
+        _here.kept = kept
+        try:
+            logits = self.family.run(self.net, x, self.plan.indices, kept)
+        finally:
+            _here.kept = None
+        feats = tuple(as_map(kept[key], layout, x) for key, layout in self.plan.feats)
+        preacts = tuple(kept.get(f"preact {i}", feat) for i, feat in enumerate(feats))
+        return Output(logits, feats, preacts, kept["pooled"])
+
+    def reset_head(self, num_classes: int) -> None:
+        super().reset_head(num_classes)
+        self._watch("pooled", self.plan.places["pooled"])
+
+    def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this kind of network with the names and shapes of this one, where they can be had so."""
+        own = self.net.state_dict()
+        if weights.keys() == own.keys() and all(weights[k].shape == own[k].shape for k in own):
+            return weights
+        try:
+            return self.family.convert(self.net, dict(weights))
+        except Exception:  # another network's file: what does not fit is said by whoever loads it
+            return weights
+
+
+def _without_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    for key in [k for k in state if k.startswith(f"{prefix}net.")]:
+        state[prefix + key[len(prefix) + 4 :]] = state.pop(key)
+
+
+def _with_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for key in [k for k in state if k.startswith(prefix)]:
+        state[f"{prefix}net.{key[len(prefix) :]}"] = state.pop(key)
+
+
+def as_map(x: Tensor, layout: str | int, image: Tensor) -> Tensor:
+    """[B, C, H, W] of what a network computes of `image`; tokens are rows of patches, as long as the image is wide."""
+    if layout == "NCHW":
+        return x
+    if layout == "NHWC":
+        return x.permute(0, 3, 1, 2)
+    tokens = x[:, layout:]
+    high = round(math.sqrt(tokens.shape[1] * image.shape[-2] / image.shape[-1]))
+    return tokens.transpose(1, 2).unflatten(2, (high, -1))
+
+
+def layout_of(x: Tensor) -> str | int:
+    """The layout of a map of a square image."""
+    if x.dim() == 3:
+        return x.shape[1] - math.isqrt(x.shape[1]) ** 2
+    return "NHWC" if x.shape[1] == x.shape[2] != x.shape[3] else "NCHW"
+
+
+@torch.no_grad()
+def look(net: nn.Module, names: list[str], run: Any) -> list[Call]:
+    """The calls of the named modules in `run()`, in order; those alone that take and return a tensor."""
+    calls: list[Call] = []
+
+    def note(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            calls.append(Call(name, args[0], output))
+
+    handles = [net.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    run()
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def relus(net: nn.Module) -> list[str]:
+    return [name for name, module in net.named_modules() if isinstance(module, nn.ReLU)]
+
+
+def preacts(net: nn.Module, calls: list[Call], maps: list[Tensor]) -> dict[str, Place]:
+    """The ReLUs that the stages' maps come from, as places of their pre-activations."""
+    ends = {id(call.output): call.name for call in calls if isinstance(net.get_submodule(call.name), nn.ReLU)}
+    return {f"preact {i}": Place(ends[id(x)], True) for i, x in enumerate(maps) if i and id(x) in ends}
+
+
+def pooled(net: nn.Module, head: str, calls: list[Call], logits: Tensor) -> Place:
+    """What the classifier reads. Raises ValueError where that is no vector, or its answer not the logits."""
+    if not isinstance(net.get_submodule(head), nn.Linear):
+        raise ValueError(f"its classifier is a {type(net.get_submodule(head)).__name__}, not one linear layer")
+    last = [call for call in calls if call.name == head][-1:]
+    if not last or last[0].input.dim() != 2 or last[0].output is not logits:
+        raise ValueError(f"what its classifier {head} returns are not its logits")
+    return Place(head, True)
+
+
+@functools.lru_cache(4)
+def _skeleton(family: PackageFamily, name: str, **arguments: Any) -> nn.Module:
+    return family.skeleton(name, **arguments).eval()
+
+
+@functools.cache
+def _plan(family: PackageFamily, name: str) -> Plan:
+    try:
+        arguments, size = family.arguments_for(name, _skeleton(family, name), family.own(name).size)
+        return family.plan(_skeleton(family, name, **arguments), torch.zeros(1, 3, *size, device="meta"))
+    except Exception as error:  # whatever a network raises that is not built as the others are
+        raise ValueError(f"{family.prefix}:{name}: cannot be used here: {_first_line(error)}") from None
+
+
+@functools.cache
+def _fit(
+    family: PackageFamily, name: str, asked: tuple[int, int] | None, exact: bool
+) -> tuple[dict, tuple[int, int] | None]:
+    """Arguments for images of the size asked for, and the size to resize to: None where they can stay as they are."""
+    own, net = family.own(name).size, _skeleton(family, name)
+    for wanted in [asked or own] if exact else [asked or own, own]:
+        arguments, size = family.arguments_for(name, net, wanted)
+        if size != wanted and exact:
+            break
+        try:
+            with torch.no_grad():
+                _skeleton(family, name, **arguments)(torch.zeros(2, 3, *size, device="meta"))
+        except Exception:  # a size that it does not take; networks say so in many ways
+            continue
+        return arguments, None if size == (asked or own) and not exact and not arguments else size
+    sizes = "images of {}x{}; its own are of {}x{}".format(*wanted, *own)
+    raise ValueError(f"{family.prefix}:{name}: does not take {sizes}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
