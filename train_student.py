@@ -13,11 +13,11 @@ import dataset
 import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, options
+from helper import checkpoint, options, parallel
 from helper.loops import Precision, Stage, fit, validate
 from helper.run import Run
 from helper.slow import SlowWeights
-from helper.util import UserError, choose_device, command, mendable, seed_everything
+from helper.util import UserError, command, mendable, seed_everything
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
 
@@ -98,7 +98,7 @@ def load_teachers(opt: argparse.Namespace) -> list[dict]:
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     keywords = settle(opt)
-    device = choose_device(opt.device)
+    device = parallel.start(opt)
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
@@ -158,8 +158,10 @@ def main(argv: list[str] | None = None) -> None:
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
-    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
+    batches = dataset.Batches(
+        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
+    )
+    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
 
     fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
     slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None

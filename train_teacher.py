@@ -10,10 +10,10 @@ import torch
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import options
+from helper import options, parallel
 from helper.loops import Stage, fit
 from helper.run import Run
-from helper.util import choose_device, command, seed_everything
+from helper.util import command, seed_everything
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.settle_seed(opt)
-    device = choose_device(opt.device)
+    device = parallel.start(opt)
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
 
     name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
@@ -43,8 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     augment = dataset.Augment.of(data, device)
-    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
+    batches = dataset.Batches(
+        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
+    )
+    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
 
     facts = options.facts(opt.model, model, data)
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)

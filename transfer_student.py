@@ -14,10 +14,10 @@ from torch import nn
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, options
+from helper import checkpoint, options, parallel
 from helper.loops import Stage, fit
 from helper.run import Run
-from helper.util import UserError, choose_device, command, mendable, seed_everything
+from helper.util import UserError, command, mendable, seed_everything
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.settle_seed(opt)
-    device = choose_device(opt.device)
+    device = parallel.start(opt)
     state = checkpoint.load(opt.path_s, "--path_s")
     opt.model_s = opt.model_s or checkpoint.find_name(state, opt.path_s, models.is_model)
     if opt.model_s is None:
@@ -70,8 +70,10 @@ def main(argv: list[str] | None = None) -> None:
 
     criterion = Criterion()
     augment = dataset.Augment.of(data, device)
-    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed)
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device)
+    batches = dataset.Batches(
+        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
+    )
+    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
     fit(

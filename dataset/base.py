@@ -8,12 +8,32 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Shared(NamedTuple):
+    """A batch of which every process has a part: what each of them knows of the whole without asking the others."""
+
+    labels: Tensor  # [all]
+    index: Tensor  # [all]
+    sizes: tuple[int, ...]  # samples of each process, whose parts follow each other
+    rank: int  # of this process
+
+
 class Batch(NamedTuple):
     """One step's samples, on the training device."""
 
     images: Tensor  # [B, C, H, W], or [B, V, C, H, W] where the method asked for V views; normalised float32
     labels: Tensor  # [B] int64
     index: Tensor  # [B] int64, place of each sample in the training set (0 .. n_data - 1)
+    whole: Shared | None = None  # with several processes
+
+    @property
+    def total(self) -> int:
+        """Number of samples, those of the other processes included."""
+        return sum(self.whole.sizes) if self.whole else len(self.labels)
+
+    @property
+    def share(self) -> float:
+        """What a mean over this batch is multiplied by, so that the mean over processes is that of the whole batch."""
+        return len(self.labels) * len(self.whole.sizes) / self.total if self.whole else 1.0
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .base import Batch, ImageSet
+from .base import Batch, ImageSet, Shared
 
 
 def limit(images: Tensor, labels: Tensor, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -27,6 +28,11 @@ def limit(images: Tensor, labels: Tensor, n: int, seed: int = 0) -> tuple[Tensor
     turn = torch.randperm(len(classes), generator=generator)
     chosen = order[(rank * len(classes) + turn[labels_from_0[order]]).argsort()[:n]].sort().values
     return images[chosen.to(images.device)], labels[chosen.to(labels.device)]
+
+
+def bounds(n: int, parts: int) -> list[int]:
+    """Where `n` samples are cut for `parts` processes, as evenly as can be: part i is from the i-th to the next."""
+    return [n * i // parts for i in range(parts + 1)]
 
 
 class Augment:
@@ -103,18 +109,29 @@ class Batches:
 
     augment: an `Augment`, or a method's own object with its `draw` and `__call__`; labels [N] on the training device. A
     smaller last batch is given unless `drop_last`, but never one of a single sample, which BatchNorm cannot train on.
-    Raises ValueError where that leaves no batch.
+    part: this process and their number; each batch is shared out among them in its order, so that together they see
+    what a single process sees. Raises ValueError where that leaves no batch, or a process without two samples.
     """
 
     def __init__(
-        self, augment: Augment, labels: Tensor, batch_size: int, *, seed: int, drop_last: bool = False
+        self,
+        augment: Augment,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        seed: int,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.augment, self.labels, self.batch_size, self.seed = augment, labels, batch_size, seed
+        self.rank, self.world = part
         self.n_data = len(labels)
         rest = self.n_data % batch_size
-        self.steps = self.n_data // batch_size + (rest > 1 and not drop_last)
+        self.steps = self.n_data // batch_size + (rest >= 2 * self.world and not drop_last)
         if not self.steps:
             raise ValueError(f"{self.n_data} samples leave no batch of {batch_size} (drop_last={drop_last})")
+        if batch_size < 2 * self.world:
+            raise ValueError(f"a batch of {batch_size} leaves less than 2 samples for each of {self.world} processes")
 
     def __len__(self) -> int:
         return self.steps
@@ -127,13 +144,22 @@ class Batches:
         order = torch.randperm(self.n_data, generator=generator).to(self.labels.device)
         views = self.augment.draw(self.n_data, generator).to(self.labels.device)
         for step in range(start_step, self.steps):
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            part, whole = slice(step * self.batch_size, (step + 1) * self.batch_size), None
+            if self.world > 1:
+                every = order[part]
+                cuts = bounds(len(every), self.world)
+                sizes = tuple(end - start for start, end in pairwise(cuts))
+                whole = Shared(self.labels[every], every, sizes, self.rank)
+                part = slice(part.start + cuts[self.rank], part.start + cuts[self.rank + 1])
             index = order[part]
-            yield Batch(self.augment(index, views[part]), self.labels[index], index)
+            yield Batch(self.augment(index, views[part]), self.labels[index], index, whole)
 
 
 class ValBatches:
-    """Validation batches: every sample once, in order, normalised and not augmented; arguments as of `Augment`."""
+    """Validation batches: every sample once, in order, normalised and not augmented; arguments as of `Augment`.
+
+    part: this process and their number; each has a part of the set, no sample is in two.
+    """
 
     def __init__(
         self,
@@ -144,16 +170,22 @@ class ValBatches:
         std: Sequence[float],
         *,
         device: torch.device | str,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        rank, world = part
+        start, end = bounds(len(labels), world)[rank : rank + 2]
+        images, labels = images[start:end], labels[start:end]
         self.labels = labels.to(device)
-        self.n_data, self.batch_size = len(labels), batch_size
+        self.n_data, self.batch_size = len(labels), -(-batch_size // world)
         self.plain = Augment(images, mean, std, padding=0, flip=False, device=device)
         self.index = torch.arange(self.n_data, device=device)
         self.view = torch.zeros_like(self.index)  # the only one that there is
 
     @classmethod
-    def of(cls, data: ImageSet, batch_size: int, device: torch.device | str) -> "ValBatches":
-        return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device)
+    def of(
+        cls, data: ImageSet, batch_size: int, device: torch.device | str, part: tuple[int, int] = (0, 1)
+    ) -> "ValBatches":
+        return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
 
     def __len__(self) -> int:
         return -(-self.n_data // self.batch_size)

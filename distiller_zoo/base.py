@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from dataset.base import Batch
+from dataset.base import Batch, Shared
 from models.base import Output
 
-__all__ = ["Batch", "Distiller", "Output", "Pair", "find_method", "method_names", "method_options"]
+__all__ = ["Batch", "Distiller", "Output", "Pair", "Shared", "find_method", "method_names", "method_options"]
 
 
 class Pair(NamedTuple):
@@ -33,7 +33,9 @@ class Distiller(nn.Module):
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published r, a, b: used where flags are left out
-    relational: ClassVar[bool] = False  # True: the loss compares samples, so ranks must gather before it
+    # True: the loss is no mean over samples, or remembers them. Of several processes each then computes it for the
+    # samples of all (see `compared`), and draws any random numbers from a generator of the method's own, as the others.
+    relational: ClassVar[bool] = False
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
     init_epochs: ClassVar[int] = 30  # published
     init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
@@ -66,6 +68,10 @@ class Distiller(nn.Module):
     def wrap(self, student: nn.Module) -> nn.Module:
         """The network that is trained, validated and saved."""
         return student
+
+    def compared(self, o: Output) -> Output:
+        """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
+        return o._replace(feats=(), preacts=())
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss: one scalar, float32 (float64 for float64 inputs)."""

@@ -1,12 +1,18 @@
-"""The total loss: gamma * cross entropy + alpha * KD + sum of beta_i * method_i."""
+"""The total loss: gamma * cross entropy + alpha * KD + sum of beta_i * method_i.
 
-from collections.abc import Sequence
+With several processes the mean of their losses is the whole batch's, and so is the mean of their gradients, which is
+what DDP takes: a mean over samples is weighed by the process's share of them, a relational loss is computed by each
+process on the outputs of all.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import full
 from .base import Batch, Distiller, Output
+from .gather import gather
 from .kd import KD
 
 
@@ -46,19 +52,28 @@ class Criterion(nn.Module):
         logits = s.logits[labelled]
         if self.gamma:
             labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
-            terms["ce"] = self.gamma * F.cross_entropy(full(logits), labels)
+            terms["ce"] = self.gamma * batch.share * F.cross_entropy(full(logits), labels)
         if self.alpha:
             s_kd, t_kd = s._replace(logits=logits), [x._replace(logits=x.logits[labelled]) for x in t]
-            terms["kd"] = self.alpha * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)
+            terms["kd"] = self.alpha * batch.share * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)
         for (name, method), beta in zip(self.methods.items(), self.betas, strict=True):
             if beta:
                 # -a may have a term of this name already
-                terms[name] = beta * method(s, taught(method, t), batch) + terms.get(name, 0.0)
+                terms[name] = beta * over_all(method, method, s, t, batch) + terms.get(name, 0.0)
         return terms
 
     def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
         """The terms of the initialisation stage, unweighted as in RepDistiller."""
-        return {name: m.init_loss(s, taught(m, t), batch) for name, m in self.methods.items() if m.init_loss}
+        return {name: over_all(m, m.init_loss, s, t, batch) for name, m in self.methods.items() if m.init_loss}
+
+
+def over_all(method: Distiller, loss: Callable[..., Tensor], s: Output, t: Sequence[Output], batch: Batch) -> Tensor:
+    """The loss of a method, for this process's part of the batch or, relational, for all of it."""
+    if batch.whole is None or not method.relational:
+        value = loss(s, taught(method, t), batch)
+        return value * batch.share if batch.whole else value
+    s, *t = (gather(method.compared(o), batch.whole) for o in (s, *t))
+    return loss(s, taught(method, t), Batch(None, batch.whole.labels, batch.whole.index))
 
 
 def taught(method: Distiller, t: Sequence[Output]) -> Output | tuple[Output, ...] | None:

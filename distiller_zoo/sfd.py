@@ -35,6 +35,9 @@ class SFD(Distiller, name="sfd", aliases=("fd",)):
         self.order = 2 if sfd_norm == "l2" else torch.inf
         self.reduce = sfd_reduce
 
+    def compared(self, o: Output) -> Output:
+        return o._replace(feats=tuple(f.amax((2, 3), keepdim=True) for f in o.feats), preacts=())
+
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         total = 0.0
         for f_s, f_t in pair_maps(s.feats, t.feats):

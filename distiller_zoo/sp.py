@@ -28,6 +28,9 @@ class SP(Distiller, name="sp", aliases=("similarity",)):
         pair_maps(pair.s.feats, pair.t.feats)
         self.first = -1 if sp_maps == "last" else 0
 
+    def compared(self, o: Output) -> Output:
+        return o._replace(feats=o.feats[self.first :], preacts=())
+
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         pairs = pair_maps(s.feats, t.feats)[self.first :]
         return sum((similarity(f_t.detach()) - similarity(f_s)).square().mean() for f_s, f_t in pairs)

@@ -19,6 +19,8 @@ class Sup(XEKL, name="sup"):
     Raises ValueError for anything but three of `distill` and `nothing`.
     """
 
+    relational = True  # the number of samples that are let through is the batch's
+
     def __init__(
         self, pair: Pair, *, kl_T: float = 1.0, kl_k: int = 0, on_flip: str = "distill,nothing,distill"
     ) -> None:

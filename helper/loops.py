@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import parallel
 from .meters import Meters
 from .run import Run
 from .slow import SlowWeights
@@ -50,6 +51,31 @@ class Precision:
         self.scaler.update()
 
 
+class Step(nn.Module):
+    """Networks and loss: what of a step DDP must see as one module. Returns weighted terms and the student's logits."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        student: nn.Module,
+        teachers: list[nn.Module],
+        criterion: nn.Module,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        self.student, self.criterion = student, criterion
+        # in a list, so that they are no part of what DDP trains
+        self.teachers, self.loss, self.precision = teachers, stage.loss, precision
+
+    def forward(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
+        with self.precision.autocast():
+            s = self.student(images, is_feat=True)
+            with torch.no_grad():
+                t = [teacher(images, is_feat=True) for teacher in self.teachers]
+        return self.loss(s, t, batch), s.logits.detach()
+
+
 def fit(
     run: Run,
     stages: list[Stage],
@@ -71,10 +97,15 @@ def fit(
     `beside`: networks whose predictions are saved with the student's, by name.
     """
     precision = Precision(opt.amp, device)
-    compiled = torch.compile if opt.compile else lambda network: network
-    network = compiled(student)
+    if opt.sync_bn:
+        parallel.sync_batch_norms(student, criterion)
+
+    def ready(network: nn.Module) -> nn.Module:
+        return parallel.spread(torch.compile(network) if opt.compile else network, device)
+
+    network = ready(student)
     kept = slow.network if slow else student  # what is validated, and saved as the result
-    tested = compiled(kept) if slow else network
+    tested = ready(kept) if slow else network
     done = {stage.log: 0 for stage in stages}
     best_acc = -1.0
     if run.state:
@@ -82,10 +113,14 @@ def fit(
         kept.load_state_dict(run.state["model"])
         criterion.load_state_dict(run.state["criterion"])
         precision.scaler.load_state_dict(run.state["scaler"])
-        set_rng_state(run.state["rng"])
+        rng = run.state["rng"]  # of each process; before there could be several, of the one
+        set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
         done, best_acc, facts = run.state["done"], run.state["best_acc"], run.state["facts"]
         print(f"continuing {run.folder} after " + ", ".join(f"{n} epochs of {log}" for log, n in done.items()))
+    else:
+        parallel.own_random_numbers(opt.seed)
     run.start(device)
+    rate = parallel.world() if opt.adjust_lr else 1
 
     for stage in stages:
         parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
@@ -99,16 +134,18 @@ def fit(
         )
         if run.state and run.state["stage"] == stage.log:
             optimizer.load_state_dict(run.state["optimizer"])
-        teachers = [compiled(teacher) for teacher in stage.teachers]
+        teachers = [ready(teacher) for teacher in stage.teachers]
+        forward = parallel.joined(Step(stage, network, teachers, criterion, precision))
         averaged = slow if not stage.name else None
         if averaged and not done[stage.log]:
             averaged.restart(student)
         for epoch in range(done[stage.log] + 1, stage.epochs + 1):
-            lr = stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
+            lr = rate * stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             row = {"epoch": epoch, "lr": lr}
-            row |= train(run, stage, epoch, network, teachers, criterion, batches, optimizer, precision, opt, averaged)
+            row |= train(run, stage, epoch, forward, student, criterion, batches, optimizer, precision, opt, averaged)
+            parallel.unite(student, kept, criterion)
             if not stage.name:
                 row |= validate(val_batches, tested, precision)
                 if not row["val_loss"] < float("inf"):
@@ -125,7 +162,13 @@ def fit(
                     run.save("best.pth", weights | {"accuracy": row["val_acc"]})
                 if epoch % opt.save_freq == 0:
                     run.save(f"ckpt_epoch_{epoch}.pth", weights | {"accuracy": row["val_acc"]})
-            rest = {"stage": stage.log, "done": done, "best_acc": best_acc, "facts": facts, "rng": rng_state()}
+            rest = {
+                "stage": stage.log,
+                "done": done,
+                "best_acc": best_acc,
+                "facts": facts,
+                "rng": parallel.each(rng_state(parallel.world() == 1)),
+            }
             rest |= {"criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
             if slow:
                 rest["fast"] = student.state_dict()
@@ -141,8 +184,8 @@ def train(
     run: Run,
     stage: Stage,
     epoch: int,
+    forward: nn.Module,
     student: nn.Module,
-    teachers: Sequence[nn.Module],
     criterion: nn.Module,
     batches: Any,
     optimizer: torch.optim.Optimizer,
@@ -157,19 +200,15 @@ def train(
     label = f"{stage.name} " if stage.name else ""
     meters = Meters(precision.device, opt.print_freq)
     start = time.perf_counter()
-    # disable=None: no bar where the output is not a terminal
-    bar = tqdm(batches.epoch(epoch), f"{label}epoch {epoch}", len(batches), leave=False, disable=None)
+    # disable=None: no bar where the output is no terminal
+    quiet = True if parallel.rank() else None
+    bar = tqdm(batches.epoch(epoch), f"{label}epoch {epoch}", len(batches), leave=False, disable=quiet)
     for step, batch in enumerate(bar, 1):
-        images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
-        with precision.autocast():
-            s = student(images, is_feat=True)
-            with torch.no_grad():
-                t = [teacher(images, is_feat=True) for teacher in teachers]
-        terms = stage.loss(s, t, batch)
+        terms, logits = forward(batch)
         precision.step(sum(terms.values()), optimizer)
         if slow:
             slow.update(student, (epoch - 1) * len(batches) + step)
-        meters.add(terms, s.logits[:: len(s.logits) // len(batch.labels)], batch.labels)
+        meters.add(terms, logits[:: len(logits) // len(batch.labels)], batch.labels, batch.total)
         if step % opt.print_freq == 0 or step % opt.tb_freq == 0:
             means = meters.read(epoch, label)
             bar.set_postfix(loss=f"{means['loss']:.3f}", acc=f"{means['acc']:.1f}")
@@ -188,7 +227,7 @@ def train(
 
 @torch.no_grad()
 def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> dict[str, float]:
-    """Cross entropy and accuracy in percent over a whole set, each sample once."""
+    """Cross entropy and accuracy in percent over a whole set, of which each process has a part: each sample once."""
     model.eval()
     sums = torch.zeros(3, device=precision.device, dtype=torch.float64)
     images = 0
@@ -200,7 +239,8 @@ def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> d
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
         images += len(batch.labels)
-    loss, top1, top5 = (sums / images).tolist()
+    sums = parallel.total(torch.cat([sums, sums.new_tensor([images])]))
+    loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return {"val_loss": loss, "val_acc": 100.0 * top1, "val_acc_top5": 100.0 * top5}
 
 
@@ -214,7 +254,7 @@ def predict(val_batches: Iterable, model: nn.Module, precision: Precision) -> Te
             logits = model(batch.images)
         confidence, prediction = logits.float().softmax(1).max(1)
         found.append(torch.stack([batch.labels.double(), prediction.double(), confidence.double()], 1))
-    return torch.cat(found).cpu()
+    return torch.cat(parallel.each(torch.cat(found).cpu()))
 
 
 def as_line(row: dict[str, Any], stage: Stage) -> str:

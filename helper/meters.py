@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from . import parallel
 from .util import Diverged
 
 
 class Meters:
-    """Loss terms and hits of one epoch. `read` is the only place that waits for the device."""
+    """Loss terms and hits of one epoch. `read` is the only place that waits for the device, and for other processes."""
 
     def __init__(self, device: torch.device, window: int) -> None:
         self.device, self.window = device, window
@@ -18,15 +19,16 @@ class Meters:
         self.images = self.steps = 0
         self.means: dict[str, float] = {}
 
-    def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+    def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, total: int) -> None:
+        """terms: whose mean over the processes counts, for `total` samples; logits, labels: of this process's part."""
         if not self.names:
             self.names = list(terms)
             self.sums = self.sums.new_zeros(len(terms))
         row = torch.stack([term.detach().double() for term in terms.values()])
         self.recent.append(row)
-        self.sums += row * len(labels)
+        self.sums += row * total
         self.hits += (logits.detach().argmax(1) == labels).sum()
-        self.images += len(labels)
+        self.images += total
         self.steps += 1
 
     def read(self, epoch: int, stage: str) -> dict[str, float]:
@@ -35,7 +37,7 @@ class Meters:
         Raises Diverged, naming epoch, step and term, where a term became NaN or infinite since the last read.
         """
         if self.recent:
-            rows = torch.stack(self.recent)
+            rows = parallel.total(torch.stack(self.recent))  # not finite in one process, not in the sum
             bad = (~rows.isfinite()).nonzero()
             if len(bad):
                 step, term = bad[0].tolist()
@@ -44,7 +46,8 @@ class Meters:
                     f"the term {self.names[term]!r} of the loss is {rows[step, term].item()}"
                 )
             self.recent = []
-            sums = (self.sums / self.images).tolist()
+            sums = (parallel.total(self.sums / parallel.world()) / self.images).tolist()
+            hits = parallel.total(self.hits.clone()).item()
             self.means = dict(zip(self.names, sums, strict=True))
-            self.means |= {"loss": sum(sums), "acc": 100.0 * self.hits.item() / self.images}
+            self.means |= {"loss": sum(sums), "acc": 100.0 * hits / self.images}
         return self.means

@@ -15,6 +15,7 @@ from torch import nn
 import dataset
 import models
 
+from .parallel import one_before_the_others
 from .util import UserError, mendable
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
@@ -158,7 +159,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--run_name", help="name of the run's folder; default: made of the options")
     group.add_argument("--save_folder", default="./save", help="folder of all runs")
     group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
@@ -172,7 +173,7 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--dataset", type=known(dataset.find_dataset), default="cifar100")
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
     group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
-    group.add_argument("--batch_size", type=number(int, 2), default=64)
+    group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
     group.add_argument("--num_workers", type=count, default=8, help="threads that decode image files")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
@@ -187,6 +188,12 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group.add_argument("--weight_decay", type=weight, default=5e-4)
     group.add_argument("--momentum", type=weight, default=0.9)
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    group.add_argument(
+        "--sync_bn", action="store_true", help="under torchrun: BatchNorm over the whole batch of all processes"
+    )
+    group.add_argument(
+        "--adjust_lr", action="store_true", help="under torchrun: learning rates times the number of processes"
+    )
 
 
 def add_method_options(
@@ -250,7 +257,7 @@ def settle_seed(opt: argparse.Namespace) -> None:
 
 def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
     """The data set of the options, whole or limited. Raises UserError where its files are not as they should be."""
-    with mendable(f"--dataset {opt.dataset}"):
+    with mendable(f"--dataset {opt.dataset}"), one_before_the_others():
         return dataset.load(
             opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, workers=opt.num_workers
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, parallel
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -23,8 +23,8 @@ COLUMNS = (
 class Run:
     """The folder of one run: options.json, log.csv, events, last.pth, best.pth, ckpt_epoch_N.pth, summary.json.
 
-    Building it only reads; `start` is the first to write. Raises UserError where the folder belongs to a run with
-    other options, or cannot be written.
+    Building it only reads; `start` is the first to write, and of several processes only the first one writes. Raises
+    UserError where the folder belongs to a run with other options, or cannot be written.
     """
 
     def __init__(self, kind: str, name: str, opt: argparse.Namespace) -> None:
@@ -62,6 +62,12 @@ class Run:
 
     def start(self, device: torch.device) -> None:
         """Makes the folder; cuts log rows newer than the checkpoint that the run goes on from."""
+        parallel.wait()  # all have read it
+        self.scalars = Scalars(None if parallel.rank() else self.folder)
+        self._make(device)
+
+    @parallel.in_first
+    def _make(self, device: torch.device) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.state is None:
@@ -72,7 +78,8 @@ class Run:
                     *(f.name for f in self.folder.glob("ckpt_epoch_*.pth")),
                 ):
                     (self.folder / old).unlink(missing_ok=True)
-                checkpoint.save_json(self.folder / "options.json", {"options": self.options, **machine(device)})
+                facts = machine(device) | {"processes": parallel.world()}
+                checkpoint.save_json(self.folder / "options.json", {"options": self.options, **facts})
         except OSError as error:
             raise UserError(f"--save_folder: {error}") from None
         done = self.state["done"] if self.state else {}
@@ -82,8 +89,8 @@ class Run:
                 checkpoint.atomically(path, lambda file, rows=rows: file.write(as_csv(rows, header=True).encode()))
             else:
                 path.unlink()
-        self.scalars = Scalars(self.folder)
 
+    @parallel.in_first
     def log(self, file_name: str, row: dict[str, Any]) -> None:
         """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard."""
         path = self.folder / file_name
@@ -95,9 +102,11 @@ class Run:
         numbers = {prefix + k: v for k, v in row.items() if k != "epoch" and isinstance(v, (int, float))}
         self.scalars.log(numbers, row["epoch"])
 
+    @parallel.in_first
     def save(self, name: str, state: dict[str, Any]) -> None:
         checkpoint.save(self.folder / name, {**state, "options": self.options})
 
+    @parallel.in_first
     def save_predictions(self, name: str, predictions: Tensor) -> None:
         """predictions [N, 3]: label, predicted class, its probability; name: of another network than the result."""
         lines = [f"{i},{int(y)},{int(p)},{c:.6f}" for i, (y, p, c) in enumerate(predictions.tolist())]
@@ -111,6 +120,11 @@ class Run:
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Writes summary.json from the log, which also spans the parts of a run that was interrupted."""
+        self._summarise(facts)
+        parallel.wait()  # what comes next may read it
+
+    @parallel.in_first
+    def _summarise(self, facts: dict[str, Any]) -> None:
         rows = self.rows("log.csv")
         best = max(rows, key=lambda r: float(r["val_acc"]))
         trained = [r for path in self.folder.glob("*log.csv") for r in self.rows(path.name)]  # initialisation included

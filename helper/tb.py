@@ -11,16 +11,21 @@ _warned = False
 
 
 class Scalars:
-    """Writes scalars into a folder that TensorBoard reads. Goes on without, with one warning, where it cannot."""
+    """Writes scalars into a folder that TensorBoard reads. Goes on without, with one warning, where it cannot.
 
-    def __init__(self, folder: Path) -> None:
+    folder None: nothing is written.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         global _warned
+        self._logger = None
+        if folder is None:
+            return
         try:
             from tensorboard_logger import Logger
 
             self._logger = Logger(str(folder), flush_secs=10)
         except Exception as error:  # an old package fails in many ways: import, protobuf, numpy
-            self._logger = None
             if not _warned:
                 warnings.warn(f"no TensorBoard events, log.csv alone: tensorboard_logger says {error!r}", stacklevel=2)
                 _warned = True

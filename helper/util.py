@@ -30,7 +30,8 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         try:
             main(argv)
         except (UserError, Diverged) as error:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
+                print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             sys.exit(3 if isinstance(error, Diverged) else 2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
@@ -54,14 +55,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict:
-    """The global generators' states, as tensors that a weights-only load accepts."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+def rng_state(all_gpus: bool = True) -> dict:
+    """The global generators' states, as tensors that a weights-only load accepts; all_gpus False: the current GPU's."""
+    own = all_gpus or not torch.cuda.is_available()
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if own else [torch.cuda.get_rng_state()],
+    }
 
 
 def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
+    if torch.cuda.is_available() and len(state["cuda"]) == 1:
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
+    elif torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 

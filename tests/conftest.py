@@ -1,5 +1,7 @@
 """What several tests share: quick runs of the scripts on the shipped digits."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from forks import write_client  # noqa: E402
 
 import models  # noqa: E402
 
@@ -22,6 +26,18 @@ def teacher(tmp_path_factory) -> Path:
     save = tmp_path_factory.mktemp("teacher")
     train_teacher.main([*QUICK, "--model", "resnet14", "--epochs", "1", "--save_folder", str(save), "--run_name", "t"])
     return save / "models" / "t" / "last.pth"
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory) -> Path:
+    """A Python that has torch loaded already, and the training scripts."""
+    here = tmp_path_factory.mktemp("python")
+    command = [sys.executable, ROOT / "tests" / "forks.py", here / "socket"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as server:
+        assert server.stdout.readline() == b"ready\n"
+        write_client(here / "python", here / "socket")
+        yield here / "python"
+        server.terminate()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -71,6 +71,8 @@ def work(connection: socket.socket) -> None:
 
 
 def serve(address: str) -> None:
+    import torch._dynamo  # noqa: F401  an optimiser's first step loads it
+
     import train_student  # noqa: F401  the forks have them then
     import train_teacher  # noqa: F401
     from scripts import compare_predictions, summarize  # noqa: F401

@@ -5,29 +5,15 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUICK, ROOT, weights
-from forks import write_client
 
 from scripts import procedures
 
 FEW = " ".join([*QUICK[2:], "--epochs", "1"])
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """What the scripts take as PYTHON."""
-    here = tmp_path_factory.mktemp("python")
-    command = [sys.executable, ROOT / "tests" / "forks.py", here / "socket"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as server:
-        assert server.stdout.readline() == b"ready\n"
-        write_client(here / "python", here / "socket")
-        yield here / "python"
-        server.terminate()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,220 @@
+"""More than one device: under torchrun a process for each, joined by DDP; else one process that drives several GPUs.
+
+Each function does nothing, or what is said for a single process, where there is only one.
+"""
+
+import argparse
+import atexit
+import contextlib
+import functools
+import hashlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .util import UserError, choose_device
+
+
+def several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if several() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if several() else 1
+
+
+def part() -> tuple[int, int]:
+    """This process and their number, as the batches take it."""
+    return rank(), world()
+
+
+def start(opt: argparse.Namespace) -> torch.device:
+    """The device of this process, which joins the others that torchrun has started; only the first one prints.
+
+    Raises UserError for a device that is not there, and for options that need other numbers of devices.
+    """
+    env = os.environ
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        device = choose_device(opt.device)
+        for flag in ("compile", "sync_bn"):
+            if getattr(opt, flag) and gpus(device) > 1:
+                raise UserError(
+                    f"--{flag}: one process drives {gpus(device)} GPUs; start it by torchrun, or choose one by --device"
+                )
+        return device
+    processes, here = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", 1))
+    if opt.batch_size < 2 * processes:
+        raise UserError(f"--batch_size {opt.batch_size}: expected at least 2 samples for each of {processes} processes")
+    kind = opt.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cuda", "cpu"):
+        raise UserError(f"--device {kind}: expected cuda or cpu, as torchrun gives each process a device of its own")
+    if kind == "cuda" and torch.cuda.device_count() < here:
+        raise UserError(f"--device cuda: {here} processes were started for {torch.cuda.device_count()} GPUs")
+    device = choose_device(f"cuda:{env['LOCAL_RANK']}" if kind == "cuda" else kind)
+    if processes > 1 and not several():
+        if kind == "cuda":
+            torch.cuda.set_device(device)
+        # the first process may have to decode a whole data set before the others can go on
+        backend, own = ("nccl", device) if kind == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
+        atexit.register(dist.destroy_process_group)
+        if rank():
+            sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def gpus(device: torch.device) -> int:
+    """How many GPUs a single process drives: all that are visible, unless --device names one."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None and not several() else 1
+
+
+def in_first(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes the decorated function do nothing but in the first process, which is the one that writes."""
+
+    @functools.wraps(function)
+    def maybe(*args: Any, **kwargs: Any) -> None:
+        if not rank():
+            function(*args, **kwargs)
+
+    return maybe
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if several():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def one_before_the_others() -> Iterator[None]:
+    """The block runs in a machine's first process, which may download and keep files, then in its others."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
+        wait()
+    yield
+    if first:
+        wait()
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over the processes, in the place of x."""
+    if several():
+        dist.all_reduce(x)
+    return x
+
+
+def each(x: Any) -> list[Any]:
+    """What each process gives."""
+    if not several():
+        return [x]
+    found = [None] * world()
+    dist.all_gather_object(found, x)
+    return found
+
+
+def own_random_numbers(seed: int) -> None:
+    """Seeds the global generators of all but the first process anew, so that dropout differs between their samples."""
+    if rank():
+        mixed = hashlib.blake2b(f"{seed} of {rank()}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(mixed, "little"))
+
+
+def spread(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, on all GPUs that a single process drives: each takes a part of a batch."""
+    return nn.DataParallel(network) if gpus(device) > 1 else network
+
+
+def joined(step: nn.Module) -> nn.Module:
+    """The step of which each process takes a part; after backward every one has the mean of all gradients."""
+    if not several():
+        return step
+    # an initialisation leaves parameters alone, training mostly not; for buffers see `unite`
+    warnings.filterwarnings("ignore", message=".*(find_unused_parameters=True was specified|broadcast_buffers)")
+    return nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+
+
+@torch.no_grad()
+def unite(*networks: nn.Module | None) -> None:
+    """Makes buffers equal in all processes: BatchNorm statistics become their mean, what else there is the first's.
+
+    Other buffers (banks, queues) are equal already but for rounding, where GPUs choose different kernels.
+    """
+    for network in networks if several() else ():
+        for module in network.modules() if network else ():
+            for buffer in module.buffers(recurse=False):
+                own = buffer.clone() if isinstance(module, _BatchNorm) and buffer.is_floating_point() else None
+                dist.broadcast(buffer, 0)
+                if own is not None:
+                    buffer += total(own - buffer) / world()  # leaves equal ones as they are, bit for bit
+
+
+def sync_batch_norms(*networks: nn.Module) -> None:
+    """Lets every BatchNorm of the networks take its statistics over the whole batch of all processes."""
+    for network in networks if several() else ():
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                # in its place: others may hold the module too
+                module.__class__ = SyncBatchNorm if next(module.buffers()).is_cuda else SyncBatchNormOnCPU
+                module.process_group = None
+
+
+def and_act(module: nn.Module, x: Tensor) -> Tensor:
+    """timm's BatchNorms may have an activation inside."""
+    for name in ("drop", "act"):
+        x = getattr(module, name, nn.Identity())(x)
+    return x
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return and_act(self, super().forward(x))
+
+
+class _Total(torch.autograd.Function):
+    """`total` with a gradient, for sums that each process uses in a loss of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return total(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return total(grad.clone())
+
+
+class SyncBatchNormOnCPU(_BatchNorm):
+    """The same; torch's runs on GPUs only."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return and_act(self, self.normalise(x) if self.training else super().forward(x))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        axes, shape = [d for d in range(x.dim()) if d != 1], [1, -1, *[1] * (x.dim() - 2)]
+        wide = x.to(self.running_mean.dtype)
+        n = total(wide.new_tensor([x.numel() / x.shape[1]]))
+        mean = _Total.apply(wide.sum(axes)) / n
+        wide = wide - mean.view(shape)
+        var = _Total.apply(wide.square().sum(axes)) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * n / (n - 1).clamp_min(1), momentum)
+        scale = (var + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        wide = wide * scale.view(shape) + (0 if self.bias is None else self.bias.view(shape))
+        return wide.to(x.dtype)
