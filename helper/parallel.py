@@ -140,8 +140,8 @@ def joined(step: nn.Module) -> nn.Module:
     """The step of which each process takes a part; after backward every one has the mean of all gradients."""
     if not several():
         return step
-    # an initialisation leaves parameters alone, training mostly not; for buffers see `unite`
-    warnings.filterwarnings("ignore", message=".*(find_unused_parameters=True was specified|broadcast_buffers)")
+    # what an initialisation trains is left alone afterwards, and the other way round; for buffers see `unite`
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer PyTorch has another word for it
     return nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
 

@@ -217,8 +217,9 @@ def test_processes_compute_what_one_computes(compared, key: str, world: int) -> 
 
 def ranks(python, world: int, *arguments: str, port: int, **environment: str) -> list[subprocess.Popen]:
     """The processes that torchrun would start, without it."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    place |= {"LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"} | environment
+    place = {"OMP_NUM_THREADS": "1"} | environment
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     return [
         subprocess.Popen(
             [python, *arguments], cwd=ROOT, env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -242,11 +243,10 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def arguments(teacher: Path, save: Path) -> list[str]:
-    methods = "--distill ab,crd --init_epochs 1 --nce_k 64 -b 0,0.8 -a 1".split()
+def arguments(teacher: Path, save: Path, methods: str = "ab,crd -b 0,0.8 --init_epochs 1") -> list[str]:
     return ["train_student.py", *QUICK, "--path_t", str(teacher), "--model_s", "resnet8", "--epochs", "2",
             "--lr_decay_epochs", "1", "--mcl_tau", "0.5", "--save_predictions", "--save_folder", str(save),
-            "--run_name", "r", *methods]  # fmt: skip
+            "--run_name", "r", "-a", "1", "--nce_k", "64", "--distill", *methods.split()]  # fmt: skip
 
 
 def test_killed_and_started_again(python, teacher, tmp_path, port) -> None:
@@ -267,22 +267,23 @@ def test_killed_and_started_again(python, teacher, tmp_path, port) -> None:
 
 
 def test_synchronised_batch_norm_makes_it_the_run_of_one_process(python, teacher, tmp_path, port) -> None:
-    """To rounding: losses, accuracies and weights; at twice the rate in one process as --adjust_lr has it in two."""
+    """In float64, with an initialisation; --adjust_lr in two processes is twice the rate in one."""
     found = []
-    for n, extra in ((1, "--learning_rate 0.02"), (2, "--learning_rate 0.01 --sync_bn --adjust_lr")):
-        save = tmp_path / str(n)
-        run = [*arguments(teacher, save), "--epochs", "1", *extra.split()]
-        finished(ranks(python, 2, *run, port=port) if n == 2 else [subprocess.Popen([python, *run], cwd=ROOT)])
-        state, log, _, _ = results(save / "student_model" / "r")
-        numbers = [{k: float(v or 0) for k, v in row.items()} for rows in log.values() for row in rows]
-        predictions = (save / "student_model" / "r" / "predictions.csv").read_text().splitlines()
-        found.append((state["model"], numbers, [line.split(",")[:2] for line in predictions]))
-    (weights_1, numbers_1, labels_1), (weights_2, numbers_2, labels_2) = found
-    assert labels_1 == labels_2 and len(labels_1) == 51
-    for a, b in zip(numbers_1, numbers_2, strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
-    for key in weights_1:
-        torch.testing.assert_close(weights_1[key], weights_2[key], rtol=1e-2, atol=1e-3)
+    for n, flags in ((1, "--learning_rate 0.002"), (2, "--learning_rate 0.001 --sync_bn --adjust_lr")):
+        _, *run = arguments(teacher, tmp_path / str(n))
+        finished(ranks(python, n, __file__, "float64", *run, "--epochs", "1", *flags.split(), port=port))
+        folder = tmp_path / str(n) / "student_model" / "r"
+        state, logs, summary, files = results(folder)
+        rows = [{key: float(value or 0) for key, value in row.items()} for log in logs.values() for row in log]
+        predictions = [line.split(",")[:3] for line in (folder / "predictions.csv").read_text().splitlines()]
+        found.append((state, [row | {"lr": 0} for row in rows], predictions, files))
+    (state_1, rows_1, *rest_1), (state_2, rows_2, *rest_2) = found
+    assert rest_1 == rest_2 and len(rows_1) == len(rows_2) == 2 and len(rest_1[0]) == 51
+    for row_1, row_2 in zip(rows_1, rows_2, strict=True):
+        assert row_1 == pytest.approx(row_2, rel=1e-5)
+    for part in ("model", "fast", "criterion"):
+        for key, value in state_1[part].items():
+            close(state_2[part][key].double(), value.double())
 
 
 @pytest.mark.parametrize(
@@ -404,5 +405,17 @@ def test_validation_counts_every_sample_once() -> None:
     torch.testing.assert_close(torch.cat(rows), whole, rtol=1e-5, atol=1e-6)
 
 
+def in_float64(argv: list[str]) -> None:
+    import train_student
+
+    torch.set_default_dtype(torch.float64)
+    plain = dataset.Augment.normalise
+    dataset.Augment.normalise = lambda self, x: plain(self, x).double()
+    train_student.main(argv)
+
+
 if __name__ == "__main__":
-    fork_ranks(Path(sys.argv[1]))
+    if sys.argv[1] == "float64":
+        in_float64(sys.argv[2:])
+    else:
+        fork_ranks(Path(sys.argv[1]))
