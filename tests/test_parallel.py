@@ -4,7 +4,7 @@ Run as a script (by the test), this file is a process of its own that forks into
 """
 
 import argparse
-import copy
+import importlib.util
 import json
 import os
 import socket
@@ -334,37 +334,46 @@ def test_too_small_shares() -> None:
         dataset.Batches(augment, torch.zeros(9).long(), 5, seed=0, part=(0, 3))
 
 
-class OnCPU:
-    """Stands in for the copies between GPUs."""
+class Chunks:
+    """Stands in for the copies from one GPU to several."""
 
-    class Scatter:
-        @staticmethod
-        def apply(devices, sizes, dim, x):
-            return x.chunk(len(devices), dim)
-
-    class Gather:
-        @staticmethod
-        def apply(device, dim, *parts):
-            return torch.cat(parts, dim)
+    @staticmethod
+    def apply(devices, sizes, dim, x):
+        return x.chunk(len(devices), dim)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2_0.5"])
+class Joined:
+    """And for those back."""
+
+    @staticmethod
+    def apply(device, dim, *parts):
+        return torch.cat(parts, dim)
+
+
+OTHERS = ["torchvision:resnet18", *(["timm:test_vit"] if importlib.util.find_spec("timm") else [])]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2_0.5", *OTHERS])
 def test_data_parallel_on_stand_ins(name: str, monkeypatch) -> None:
-    """An Output passes torch's scatter and gather, and copies of a network in threads give what it gives."""
-    monkeypatch.setattr(scatter_gather, "Scatter", OnCPU.Scatter)
-    monkeypatch.setattr(scatter_gather, "Gather", OnCPU.Gather)
+    """torch's replicas in threads, scatter and gather, with the tensors left where they are: the Output is the same."""
+    monkeypatch.setattr(scatter_gather, "Scatter", Chunks)
+    monkeypatch.setattr(scatter_gather, "Gather", Joined)
+    broadcast = "_broadcast_coalesced_reshape"
+    module = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(module, broadcast, lambda given, gpus, detach: [given for _ in gpus])
     torch.manual_seed(0)
-    network, images = models.create_model(name, 10).double().eval(), torch.randn(5, 3, 32, 32).double()
-    inputs = scatter_gather.scatter(images, [0, 1])
-    copies = [copy.deepcopy(network) for _ in inputs]
+    network = models.create_model(name, 10, models.Images((32, 32), *HALF)).double().eval()
+    images = torch.randn(3, 3, 32, 32).double()
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda network, x: network(x, is_feat=True), copies, inputs))
+        replicas, inputs = nn.parallel.replicate(network, [0, 1]), scatter_gather.scatter(images, [0, 1])
+        parts = list(pool.map(lambda replica, x: replica(x, is_feat=True), replicas, inputs))
     found, expected = scatter_gather.gather(parts, 0), network(images, is_feat=True)
     assert type(found) is Output and [len(maps) for maps in found[1:3]] == [len(maps) for maps in expected[1:3]]
     for a, b in zip(tensors(found), tensors(expected), strict=True):
         torch.testing.assert_close(a, b)
-    sum(x.sum() for x in tensors(found)).backward()
-    assert all(p.grad is not None for network in copies for p in network.parameters())
+    totals = (sum(x.square().sum() for x in tensors(o)) for o in (found, expected))
+    for a, b in zip(*(torch.autograd.grad(total, list(network.parameters())) for total in totals), strict=True):
+        close(a, b)
 
 
 def test_several_gpus_are_driven_by_one_process(monkeypatch) -> None:
