@@ -25,6 +25,12 @@ find_teacher() {
   fi
 }
 
+# read_pair: sets model_t and model_s to those of PAIR=teacher:student, or of PAIR="teacher student" for names with colons
+read_pair() {
+  [[ $PAIR == *" "* ]] || PAIR=${PAIR/:/ }
+  read -r model_t model_s <<<"$PAIR"
+}
+
 # slug FLAGS...: the flags as part of a folder's name
 slug() {
   local joined

@@ -15,7 +15,7 @@ source scripts/procedures.sh
 PAIR=${PAIR:-resnet32x4:resnet8x4}
 METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd; \
 ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; triplet_cosine; kl; xekl; sup; dp; cd}
-model_t=${PAIR%%:*} model_s=${PAIR##*:}
+read_pair
 
 find_teacher "${TEACHER:-$model_t}"
 IFS=';' read -ra methods <<<"$METHODS"

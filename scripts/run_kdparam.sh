@@ -23,7 +23,7 @@ DATASET=${DATASET:-cifar10}
 source scripts/procedures.sh
 
 PAIR=${PAIR:-resnet26:resnet8}
-model_t=${PAIR%%:*} model_s=${PAIR##*:}
+read_pair
 find_teacher "${TEACHER:-$model_t}"
 teacher=$FOUND names=()
 for alpha in ${ALPHAS:-0.1 0.4 0.5 0.7 1.0}; do

@@ -13,7 +13,7 @@ DATASET=${DATASET:-cifar10}
 source scripts/procedures.sh
 
 PAIR=${PAIR:-resnet26:resnet8}
-model_t=${PAIR%%:*} model_s=${PAIR##*:}
+read_pair
 read -ra assistants <<<"${ASSISTANTS:-resnet20}"
 read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
 end=${DATASET}_$(slug "${method[@]}")

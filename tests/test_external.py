@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -13,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import QUICK, weights
+from conftest import QUICK, ROOT, weights
 from torch import nn
 
 import models
@@ -381,6 +383,14 @@ def test_local_weights(tmp_path):
     path = str(tmp_path / "theirs.pth")
     run(train_student, tmp_path, "--path_t", path, "--model_t", PAIR[0], "--model_s", "resnet8", "--distill", "kd,sp")
     assert (tmp_path / "student_model" / "r" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("pair", ["resnet32x4:resnet8x4", "timm:test_vit torchvision:resnet18@96"])
+def test_pairs_of_the_procedures(pair):
+    script = 'source scripts/procedures.sh; read_pair; echo "$model_t $model_s"'
+    env = {**os.environ, "DATASET": "digits", "PAIR": pair}
+    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == pair.replace("4:r", "4 r") + "\n", done.stderr
 
 
 def test_published_weights(monkeypatch, tmp_path):
