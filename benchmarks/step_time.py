@@ -1,0 +1,214 @@
+"""Images a second of whole training steps: data, augmentation, teacher, student, loss, optimiser, meters.
+
+python benchmarks/step_time.py --pair resnet32x4:resnet8x4 --methods kd,crd --peer ../RepDistiller --out results/speed
+
+Each method trains in a process of its own, by train_student.py as it is; so does the peer's. They take turns, a short
+sample each, so that a change of the machine's load meets all alike; medians are taken over the rounds. Writes
+step_time.json after every sample and step_time.md, the table.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import crd  # noqa: E402, F401  registers its methods
+import models  # noqa: E402
+from distiller_zoo import find_method, method_names  # noqa: E402
+from helper import checkpoint, options, util  # noqa: E402
+
+# what RepDistiller calls those of ours that it has
+PEER = "kd hint attention similarity correlation vid rkd pkt abound factor fsp nst kdsvd crd".split()
+PEER = {find_method(name).name: name for name in PEER}
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`resnet32x4:resnet8x4` -> the two names; where these have colons, a space parts them."""
+    teacher, _, student = text.partition(" " if " " in text else ":")
+    return options.network(teacher), options.network(student)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--pair", type=pair, nargs="+", default=[("resnet32x4", "resnet8x4")], metavar="TEACHER:STUDENT")
+    add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
+    add("--batch_size", type=options.number(int, 2), default=64)
+    add("--device", default="cpu")
+    add("--amp", choices=["off", "bf16", "fp16"], default="off")
+    add("--compile", action="store_true")
+    add("--images", type=options.count, default=1600, help="of the training set")
+    add("--bank", type=options.whole, default=0, help="rows of the memory banks; 0: a row an image")
+    add("--threads", type=options.count, default=os.cpu_count(), help="of each process")
+    add("--options", default="", help="more options of train_student.py, in one string")
+    add("--peer", type=Path, metavar="DIR", help="a RepDistiller checkout to time in turn with ours")
+    add("--peer_workers", type=options.whole, default=2, help="processes that load its data")
+    add("--repeats", type=options.count, default=5)
+    add("--warm_up", type=options.count, default=1, help="steps of each sample that do not count")
+    add("--steps", type=options.count, default=1000, help="of each sample, at most")
+    add("--seconds", type=options.above_zero, default=2.0, help="of each sample, at most but for one step")
+    add("--minutes", type=options.above_zero, default=60.0, help="of all; less repeats where time is short")
+    add("--together", type=options.count, default=6, help="methods whose processes are in memory at once")
+    add("--out", type=Path, default=Path("save/speed"))
+    opt = parser.parse_args(argv)
+    if opt.peer and opt.images % 100:
+        parser.error(f"--images {opt.images}: RepDistiller needs equally many of each of 100 classes")
+    return opt
+
+
+class Timed:
+    """A process that trains one method of one side, when asked to."""
+
+    def __init__(self, opt: argparse.Namespace, folder: Path, row: dict) -> None:
+        teacher, student = row["pair"]
+        cls = find_method(row["method"])
+        r, a, b = cls.weights
+        command = ["--model_s", student, "-r", r, "-a", a, "-b", b, "--batch_size", opt.batch_size, "--trial", "1"]
+        command += ["--epochs", 1, "--path_t", f"./save/{teacher}_vanilla/last.pth"]
+        if row["side"] == "peer":
+            script = ["peer.py", opt.peer.resolve(), "--distill", PEER[cls.name], "--num_workers", opt.peer_workers]
+        else:
+            script = ["ours.py", "--distill", cls.name, "--model_t", teacher, "--dataset", "random", "--amp", opt.amp]
+            script += ["--device", opt.device, "--resume", "never", "--run_name", f"{cls.name}{row['stage']}"]
+            script += ["--init_epochs", int(row["stage"] == "init"), *(["--compile"] if opt.compile else [])]
+            script += opt.options.split()
+        script[0] = ROOT / "benchmarks" / script[0]
+        numbers = {"OMP_NUM_THREADS": opt.threads, "IMAGES": opt.images, "BANK": opt.bank, "STAGE": row["stage"]}
+        self.errors = tempfile.TemporaryFile("w+")
+        self.row, self.begin = row, time.time()
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, script + command)], cwd=folder, text=True,
+            env=os.environ | {k: str(v) for k, v in numbers.items()},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+        )  # fmt: skip
+
+    def sample(self, **what: float) -> dict:
+        """The next sample. Raises ValueError with the process's last words where it has ended."""
+        try:
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            self.process.wait()
+            self.errors.seek(0)
+            raise ValueError((self.errors.read().strip().splitlines() or ["no word"])[-1]) from None
+        return answer | {"start_to_first_step": answer.pop("first_step") - self.begin}
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def time_group(opt: argparse.Namespace, folder: Path, rows: list[dict], deadline: float, found: dict) -> None:
+    """Samples the rows in turn until there are enough, or it is `deadline`; writes them as they come."""
+    running = []
+    try:
+        for row in rows:
+            running.append(Timed(opt, folder, row))
+            try:
+                first = running[-1].sample(warm_up=1, steps=1, seconds=0.0)
+            except ValueError as error:
+                print(f"{row['pair']} {row['method']} {row['stage']} {row['side']}: {error}", flush=True)
+                found["failed"].append(row | {"error": str(error)})
+                running.pop().end()
+                continue
+            row["start_to_first_step"] = round(first["start_to_first_step"], 2)
+        for turn in range(opt.repeats):
+            if turn and time.monotonic() > deadline:
+                break
+            for timed in running[:: -1 if turn % 2 else 1]:
+                sample = timed.sample(warm_up=opt.warm_up, steps=opt.steps, seconds=opt.seconds)
+                row = timed.row
+                row["peak_memory_mb"] = round(sample["peak_memory_mb"])
+                row.setdefault("images_per_second", []).append(round(sample["images_per_second"], 2))
+                if row not in found["rows"]:
+                    found["rows"].append(row)
+                opt.out.mkdir(parents=True, exist_ok=True)
+                checkpoint.save_json(opt.out / "step_time.json", found)
+            print(f"{rows[-1]['pair']} {rows[-1]['method']}: {turn + 1} of {opt.repeats}", flush=True)
+    finally:
+        for timed in running:
+            timed.end()
+
+
+def table(found: dict) -> str:
+    """Markdown: a table a pair. Ratios are medians over the rounds of what stood side by side in each."""
+    lines = []
+
+    def ratio(row: dict, other: dict | None) -> str:
+        both = zip(row["images_per_second"], other["images_per_second"] if other else [], strict=False)
+        ratios = [a / b for a, b in both]
+        return f"{median(ratios):.2f}" if ratios else ""
+
+    for names in dict.fromkeys(tuple(row["pair"]) for row in found["rows"]):
+        rows = [row for row in found["rows"] if tuple(row["pair"]) == names]
+        lines += ["", f"{names[0]} > {names[1]}", ""]
+        head = (
+            "method | images/s | RepDistiller | times | step over kd's | peak MB | its | start to first step, s | its"
+        )
+        lines += [f"| {head} |", "|" + " --- |" * 9]
+        for row in rows:
+            if row["side"] == "peer" or (row["method"] == "kd" and row["group"]):
+                continue
+            same = [x for x in rows if x["group"] == row["group"]]
+            peer = next(
+                (x for x in same if x == x | {"side": "peer", "method": row["method"], "stage": row["stage"]}), None
+            )
+            kd = next((x for x in same if x == x | {"side": "ours", "method": "kd"}), None)
+            values = [
+                f"{row['method']} {row['stage']}".strip(),
+                f"{median(row['images_per_second']):.1f}",
+                f"{median(peer['images_per_second']):.1f}" if peer else "",
+                ratio(row, peer),
+                ratio(kd, row) if kd else "",
+                row["peak_memory_mb"],
+                peer["peak_memory_mb"] if peer else "",
+                row["start_to_first_step"],
+                peer["start_to_first_step"] if peer else "",
+            ]
+            lines.append("| " + " | ".join(map(str, values)) + " |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    opt = parse(argv)
+    start = time.monotonic()
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(opt).items() if k not in ("out", "peer")}
+    found = {"options": settings, **util.machine(util.choose_device(opt.device)), "rows": [], "failed": []}
+    groups = []
+    for names in opt.pair:
+        wanted = [(name, "") for name in opt.methods if name != "kd"]
+        wanted += [(name, "init") for name in opt.methods if find_method(name).init_loss]
+        for first in range(0, max(len(wanted), 1), opt.together):
+            group = [("kd", ""), *wanted[first : first + opt.together]]
+            groups.append([])
+            for method, stage in group:
+                row = {"pair": names, "method": method, "stage": stage, "group": first // opt.together}
+                groups[-1].append(row | {"side": "ours"})
+                if opt.peer and method in PEER and not (method == "kd" and first):
+                    groups[-1].append(row | {"side": "peer"})
+    with tempfile.TemporaryDirectory() as folder:
+        for name in {teacher for teacher, _ in opt.pair}:
+            file = Path(folder, "save", f"{name}_vanilla", "last.pth")
+            file.parent.mkdir(parents=True)
+            torch.manual_seed(0)
+            torch.save({"model": models.create_model(name, 100).state_dict()}, file)
+        for n, rows in enumerate(groups, 1):
+            deadline = start + 60 * opt.minutes * n / len(groups)
+            time_group(opt, Path(folder), rows, deadline, found)
+    (opt.out / "step_time.md").write_text(table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

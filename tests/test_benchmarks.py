@@ -1,0 +1,46 @@
+"""The benchmarks run; how fast is nothing that a test can say."""
+
+import json
+import subprocess
+import sys
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from sample import Slice  # noqa: E402
+from step_time import table  # noqa: E402
+
+
+def test_step_time(tmp_path):
+    options = (
+        "--pair resnet8:resnet8 --methods kd --images 200 --batch_size 8 --repeats 2 --steps 2 --threads 1".split()
+    )
+    command = [sys.executable, ROOT / "benchmarks" / "step_time.py", *options, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "step_time.json").read_text())["rows"]
+    assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
+    assert "| kd |" in (tmp_path / "step_time.md").read_text()
+
+
+def test_a_slice_counts_what_follows_the_warm_up_over_the_ends_of_epochs():
+    part = Slice(lambda epoch: [(epoch, [0] * 4)] * 3, warm_up=2, steps=5, seconds=1e9)
+    assert [epoch for epoch, _ in part.epoch(1)] == [1, 1, 1, 2, 2, 2, 3]
+    assert (part.done, part.images) == (5, 20) and part.end > part.start > 0
+    part = Slice(lambda epoch: [(epoch, [0] * 4)] * 3, warm_up=1, steps=5, seconds=0.0)
+    assert len(list(part.epoch(1))) == 2
+
+
+def test_ratios_in_the_table_are_taken_round_by_round():
+    row = {"pair": ["t", "s"], "stage": "", "group": 0, "peak_memory_mb": 1, "start_to_first_step": 2}
+    kd, peer, crd = (
+        row | {"method": method, "side": side, "images_per_second": speeds}
+        for method, side, speeds in [
+            ("kd", "ours", [8, 4, 6]), ("kd", "peer", [4, 1, 3]), ("crd", "ours", [4, 1, 3])
+        ]
+    )  # fmt: skip
+    lines = table({"rows": [kd, peer, crd]}).splitlines()
+    assert lines[0] == "t > s"
+    assert [cell.strip() for cell in lines[4].split("|")][1:6] == ["kd", "6.0", "3.0", "2.00", "1.00"]
+    assert [cell.strip() for cell in lines[5].split("|")][1:6] == ["crd", "3.0", "", "", "2.00"]
