@@ -43,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
     )
+    group.add_argument("--init_lr_decay_epochs", type=options.epoch_list, help="default: as published")
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
@@ -70,6 +71,8 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
     if opt.init_epochs is None:
         opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
     published = [method.init_learning_rate for method in methods if method.init_learning_rate]
+    if opt.init_lr_decay_epochs is None:
+        opt.init_lr_decay_epochs = [epoch for method in methods for epoch in method.init_decay_epochs]
     opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
     used = opt.distill + ([KD.name] if opt.alpha else [])
     if opt.alpha and "kd_T" not in opt:
@@ -172,8 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     # initialisation and training
     stages = []
     if criterion.has_init:
-        init = Stage("init", opt.init_epochs, criterion.init, opt.init_learning_rate, teachers=teachers)
-        stages.append(init)
+        rate, decay = opt.init_learning_rate, opt.init_lr_decay_epochs
+        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, teachers))
     asked = teachers if taught else []
     stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, teachers=asked))
     facts = options.facts(opt.model_s, student, data)

@@ -38,6 +38,7 @@ class Distiller(nn.Module):
     relational: ClassVar[bool] = False
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
     init_epochs: ClassVar[int] = 30  # published
+    init_decay_epochs: ClassVar[tuple[int, ...]] = ()  # published: the initialisation's rate falls after these
     init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
     temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
     label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only

@@ -1,7 +1,6 @@
 """Knowledge Distillation Meets Self-Supervision. Xu et al., ECCV 2020. https://arxiv.org/abs/2006.07114
 
-Differs: images are flipped at random as everywhere here (the authors train teacher and student without), and the
-teacher's head trains at a constant rate (theirs falls after 30 and 45 of the 60 epochs).
+Differs: images are flipped at random as everywhere here (the authors train teacher and student without).
 """
 
 import torch
@@ -64,6 +63,7 @@ class SSKD(Distiller, name="sskd"):
 
     weights = (0.1, 0.9, 1.0)
     init_epochs = 60
+    init_decay_epochs = (30, 45)
     relational = True
     label_all_views = False
 

@@ -4,6 +4,7 @@ SEEDS=${SEEDS:-1 2 3}
 SAVE=${SAVE:-save}
 read -ra TEACHER_FLAGS <<<"${TEACHER_OPTIONS:-}"
 read -ra STUDENT_FLAGS <<<"${OPTIONS:-}"
+LAUNCH=() # what starts several processes of a student's training
 COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
 FAILED=() # a run that is refused, or that diverged, does not stop the others
 
@@ -43,7 +44,8 @@ slug() {
 student() {
   echo "== $1, seed $2"
   FOUND=$SAVE/student_model/$1_$2/last.pth
-  "$PYTHON" train_student.py --run_name "$1_$2" --trial "$2" "${COMMON[@]}" "${@:3}" "${STUDENT_FLAGS[@]}" && return
+  "$PYTHON" "${LAUNCH[@]}" train_student.py --run_name "$1_$2" --trial "$2" "${COMMON[@]}" "${@:3}" \
+    "${STUDENT_FLAGS[@]}" && return
   FAILED+=("$1, seed $2")
   return 1
 }

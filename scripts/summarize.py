@@ -29,7 +29,8 @@ from helper.util import UserError, command, mendable  # noqa: E402
 
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
-METHOD = {"distill", "gamma", "alpha", "beta", "path_t", "model_t", "init_epochs", "init_learning_rate"}
+METHOD = {"distill", "gamma", "alpha", "beta", "path_t", "model_t"}
+METHOD |= {"init_epochs", "init_learning_rate", "init_lr_decay_epochs"}
 STUDENT = "student's "  # goes before the options of the run whose network is probed
 
 

@@ -124,6 +124,17 @@ def test_initialisation_has_a_rate_of_its_own(arguments, rate, teacher, tmp_path
     assert (folder / "log.csv").read_text().splitlines()[1].split(",")[1] == "0.05"
 
 
+def test_the_rate_of_an_initialisation_falls_too(teacher, tmp_path):
+    """As published, unless the flag says otherwise."""
+    folder = student(teacher, tmp_path, *"--distill ft --init_epochs 2 --init_lr_decay_epochs 1".split())
+    rates = [float(row.split(",")[1]) for row in (folder / "init_log.csv").read_text().splitlines()[1:]]
+    assert rates == pytest.approx([0.01, 0.001])
+    for flags, epochs in (("sskd", [30, 45]), ("ft", []), ("sskd --init_lr_decay_epochs 5", [5])):
+        opt = train_student.parse(["--distill", *flags.split()])
+        train_student.settle(opt)
+        assert opt.init_lr_decay_epochs == epochs
+
+
 def test_several_methods_at_once(teacher, tmp_path):
     folder = student(teacher, tmp_path, "--distill", "crd,hint", "-b", "0.8,100", "--nce_k", "64", "--amp", "bf16")
     state = torch.load(folder / "last.pth", weights_only=True)["criterion"]
