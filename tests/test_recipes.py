@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, plausible
+from conftest import QUICK, ROOT, plausible
 from PIL import Image
 
 import train_student
@@ -93,22 +93,20 @@ def test_two_steps(method, imagenet, tmp_path):
     assert state["model_name"] == "torchvision:resnet18" and state["model"]["bn1.num_batches_tracked"] >= 2
 
 
-def test_the_sweep(imagenet, python, tmp_path):
+def test_the_sweep(teacher, python, tmp_path):
     """PAD-L2 goes on from L2, which is trained before it; published batches and rates; the second time nothing is done."""
     variables = {
-        "PYTHON": python, "SAVE": tmp_path, "DATASET": "folder", "DATA_FOLDER": imagenet, "METHODS": "pad_l2 kd tfkd l2",
-        "TEACHER": imagenet / "resnet34.pth", "TEACHER_18": imagenet / "resnet18.pth", "NPROC": 1,
-        "OPTIONS": " ".join(SHORT),
+        "PYTHON": python, "SAVE": tmp_path, "DATASET": "digits", "METHODS": "pad_l2 kd tfkd l2", "TEACHER": teacher,
+        "TEACHER_18": teacher, "OPTIONS": " ".join([*QUICK[2:], "--epochs 1 --model_t resnet14 --model_s resnet8"]),
     }  # fmt: skip
     environment = os.environ | {key: str(value) for key, value in variables.items()}
     command = ["bash", ROOT / "scripts" / "run_imagenet_distill.sh"]
     said = [subprocess.run(command, env=environment, text=True, capture_output=True) for _ in range(2)]
     assert [done.returncode for done in said] == [0, 0], said
     assert [done.stdout.count("this run is finished") for done in said] == [1, 4]
-    assert "| folder | torchvision:resnet18 | torchvision:resnet34 | pad_l2 |" in said[0].stdout
+    assert "| digits | resnet8 | resnet14 | pad_l2 |" in said[0].stdout
     runs = tmp_path / "student_model"
     options = {path.name: json.loads((path / "options.json").read_text())["options"] for path in runs.iterdir()}
     assert options.keys() == {f"ilsvrc2012_{method}_1" for method in ("l2", "pad_l2", "kd", "tfkd")}
     assert options["ilsvrc2012_pad_l2_1"]["path_s"] == str(runs / "ilsvrc2012_l2_1" / "last.pth")
     assert options["ilsvrc2012_kd_1"]["adjust_lr"] and not options["ilsvrc2012_l2_1"]["adjust_lr"]
-    assert options["ilsvrc2012_tfkd_1"]["model_t"] == ["torchvision:resnet18"]
