@@ -94,7 +94,7 @@ def test_two_steps(method, imagenet, tmp_path):
 
 
 def test_the_sweep(teacher, python, tmp_path):
-    """PAD-L2 goes on from L2, which is trained before it; published batches and rates; the second time nothing is done."""
+    """PAD-L2 goes on from L2, which is trained before it; a second call trains nothing."""
     variables = {
         "PYTHON": python, "SAVE": tmp_path, "DATASET": "digits", "METHODS": "pad_l2 kd tfkd l2", "TEACHER": teacher,
         "TEACHER_18": teacher, "OPTIONS": " ".join([*QUICK[2:], "--epochs 1 --model_t resnet14 --model_s resnet8"]),
