@@ -132,6 +132,11 @@ def fit(
             nesterov=opt.nesterov,
             fused=True,
         )
+        if (
+            opt.momentum
+        ):  # PyTorch's fused step makes them of stale memory, and leaves it so where fp16 overflows at once
+            for p in parameters:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         if run.state and run.state["stage"] == stage.log:
             optimizer.load_state_dict(run.state["optimizer"])
         teachers = [ready(teacher) for teacher in stage.teachers]
@@ -150,6 +155,7 @@ def fit(
                 row |= validate(val_batches, tested, precision)
                 if not row["val_loss"] < float("inf"):
                     raise Diverged(f"epoch {epoch}: the validation loss is {row['val_loss']} after the last step")
+            check(f"{stage.name} epoch {epoch}".lstrip(), precision, student, kept, criterion)
             row["peak_memory_mb"] = round(peak_memory_mb(device), 1)
             print(as_line(row, stage), flush=True)
 
@@ -223,6 +229,18 @@ def train(
         "train_seconds": round(seconds, 3),
         "images_per_second": round(meters.images / seconds, 1),
     }
+
+
+def check(when: str, precision: Precision, *networks: nn.Module) -> None:
+    """Raises Diverged where the last step has left what no later step shows in time, and no checkpoint may hold."""
+    state = [(k, x) for network in networks for k, x in network.state_dict().items() if x.is_floating_point()]
+    finite = torch.stack([x.isfinite().all() for _, x in state])
+    if not finite.all():
+        raise Diverged(f"{when}: {state[int(finite.int().argmin())][0]} is not finite after the last step")
+    if precision.scaler.get_scale() < 2**-16:
+        raise Diverged(
+            f"{when}: the gradients overflow in fp16 even when they are scaled down to 1/65536; try --amp bf16"
+        )
 
 
 @torch.no_grad()
