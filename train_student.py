@@ -17,6 +17,7 @@ from helper import checkpoint, options, parallel
 from helper.loops import Precision, Stage, fit, validate
 from helper.run import Run
 from helper.slow import SlowWeights
+from helper.teacher_cache import open_caches
 from helper.util import UserError, command, mendable, seed_everything
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
@@ -47,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
+    options.add_cache_options(parser)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="1")
@@ -108,11 +110,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
     taught = opt.alpha or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
     flag, given = ("--pretrained_t", opt.model_t) if opt.pretrained_t else ("--path_t", opt.path_t or [])
-    if not given and (taught or any(cls.init_loss for cls in classes)):
+    asked = taught or any(cls.init_loss for cls in classes)
+    if not given and asked:
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
-    for cls in classes:
-        if len(given) > 1 and not cls.all_teachers and (cls in weighed or cls.init_loss):
+    for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
+        if len(given) > 1 and not cls.all_teachers:
             raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
+        if opt.cache_teacher and cls.teacher_maps:
+            raise UserError(f"--cache_teacher: {cls.name} reads the teacher's maps, which are not kept")
+    options.check_cache(opt, asked)
     teacher_states = load_teachers(opt) if given else []
 
     betas = ",".join(map(str, opt.beta))
@@ -173,12 +179,13 @@ def main(argv: list[str] | None = None) -> None:
         beside["start"] = copy.deepcopy(student)
 
     # initialisation and training
+    by = teachers, open_caches(opt, teachers, augment, data, device) if opt.cache_teacher else []
     stages = []
     if criterion.has_init:
         rate, decay = opt.init_learning_rate, opt.init_lr_decay_epochs
-        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, teachers))
-    asked = teachers if taught else []
-    stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, teachers=asked))
+        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, *by))
+    by = by if taught else ()
+    stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, *by))
     facts = options.facts(opt.model_s, student, data)
     if teachers:
         found = [validate(val_batches, teacher, Precision(opt.amp, device))["val_acc"] for teacher in teachers]

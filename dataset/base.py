@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64
     index: Tensor  # [B] int64, place of each sample in the training set (0 .. n_data - 1)
     whole: Shared | None = None  # with several processes
+    # index and view of each sample on the CPU, where they were drawn: [B] int64 and [B, ...]
+    drawn: tuple[Tensor, Tensor] | None = None
 
     @property
     def total(self) -> int:

@@ -141,8 +141,8 @@ class Batches:
         # A hash, because seed + epoch would give run 1 at epoch 2 the draws of run 2 at epoch 1.
         mixed = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
-        order = torch.randperm(self.n_data, generator=generator).to(self.labels.device)
-        views = self.augment.draw(self.n_data, generator).to(self.labels.device)
+        drawn = torch.randperm(self.n_data, generator=generator), self.augment.draw(self.n_data, generator)
+        order, views = (x.to(self.labels.device) for x in drawn)
         for step in range(start_step, self.steps):
             part, whole = slice(step * self.batch_size, (step + 1) * self.batch_size), None
             if self.world > 1:
@@ -152,7 +152,8 @@ class Batches:
                 whole = Shared(self.labels[every], every, sizes, self.rank)
                 part = slice(part.start + cuts[self.rank], part.start + cuts[self.rank + 1])
             index = order[part]
-            yield Batch(self.augment(index, views[part]), self.labels[index], index, whole)
+            here = drawn[0][part], drawn[1][part]
+            yield Batch(self.augment(index, views[part]), self.labels[index], index, whole, here)
 
 
 class ValBatches:

@@ -43,6 +43,7 @@ class Distiller(nn.Module):
     temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
     label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only
     all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
+    teacher_maps: ClassVar[bool] = True  # False: reads logits and pooled features of `t`, never feats or preacts
     epoch: int = 1  # set by the script each epoch (ramps)
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:

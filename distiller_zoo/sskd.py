@@ -21,7 +21,7 @@ class Rotations:
     def __init__(self, augment: Augment) -> None:
         if not isinstance(augment, Augment):
             raise ValueError(f"sskd needs single images, {type(augment).__name__} gives views")
-        self.augment, self.draw = augment, augment.draw
+        self.augment, self.draw, self.outcomes = augment, augment.draw, augment.outcomes
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         x = self.augment(index, view).permute(0, 2, 3, 1)
@@ -62,6 +62,7 @@ class SSKD(Distiller, name="sskd"):
     """
 
     weights = (0.1, 0.9, 1.0)
+    teacher_maps = False
     init_epochs = 60
     init_decay_epochs = (30, 45)
     relational = True

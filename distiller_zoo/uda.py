@@ -21,6 +21,7 @@ class UDA(Distiller, name="uda"):
     """Learns from both views; `-b` weighs KL(plain view || augmented view) of the student, the plain one fixed."""
 
     weights = (0.5, 0.5, 0.0)
+    teacher_maps = False
     temperature = 5.0
 
     @classmethod

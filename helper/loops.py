@@ -27,6 +27,7 @@ class Stage(NamedTuple):
     learning_rate: float
     decay_epochs: Sequence[int] = ()  # the rate falls after each of these
     teachers: Sequence[nn.Module] = ()  # empty: no term of the loss asks for them
+    caches: Sequence[Callable[..., Any]] = ()  # of the teachers, (teacher, images, batch) -> its Output; empty: none
     train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
 
     @property
@@ -66,14 +67,19 @@ class Step(nn.Module):
         self.student, self.criterion = student, criterion
         # in a list, so that they are no part of what DDP trains
         self.teachers, self.loss, self.precision = teachers, stage.loss, precision
+        self.caches = stage.caches or [directly] * len(teachers)
 
     def forward(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
         with self.precision.autocast():
             s = self.student(images, is_feat=True)
             with torch.no_grad():
-                t = [teacher(images, is_feat=True) for teacher in self.teachers]
+                t = [answer(teacher, images, batch) for answer, teacher in zip(self.caches, self.teachers, strict=True)]
         return self.loss(s, t, batch), s.logits.detach()
+
+
+def directly(teacher: nn.Module, images: Tensor, batch: Any) -> Any:
+    return teacher(images, is_feat=True)
 
 
 def fit(

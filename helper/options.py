@@ -20,6 +20,7 @@ from .util import UserError, mendable
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "num_workers", "data_folder", "save_folder"}
+FREE |= {"cache_teacher", "cache_gb"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,6 +178,22 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--num_workers", type=count, default=8, help="threads that decode image files")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
+
+
+def add_cache_options(parser: Parser) -> None:
+    group = parser.add_argument_group("cache of the teacher's outputs")
+    group.add_argument("--cache_teacher", metavar="DIR", help="keep logits and pooled features of each view there")
+    group.add_argument("--cache_gb", type=above_zero, help="largest size of what this run's teachers need; default: 16")
+    group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help="as kept; default: float32")
+
+
+def check_cache(opt: argparse.Namespace, asked: bool) -> None:
+    """Raises UserError for what has no effect; asked: whether anything asks a teacher."""
+    for key in ("cache_gb", "cache_dtype"):
+        if getattr(opt, key) and not opt.cache_teacher:
+            raise UserError(f"--{key} has no effect without --cache_teacher")
+    if opt.cache_teacher and not asked:
+        raise UserError(f"--cache_teacher: nothing asks a teacher in --distill {','.join(opt.distill)}")
 
 
 def add_training_options(parser: Parser, epochs: int, decay: str) -> None:

@@ -92,6 +92,30 @@ def test_scalar_and_gradients(name: str) -> None:
     assert any(x.grad is not None and x.grad.any() for x in tensors(s)) or name == "none"
 
 
+class NoMaps(tuple):
+    """Stands for a teacher's maps, and is not to be looked at."""
+
+    def refuse(self, *args: Any) -> None:
+        raise AssertionError("the teacher's maps are read")
+
+    __getitem__ = __iter__ = __len__ = __bool__ = refuse
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_the_teachers_maps_or_says_that_it_does_not(name: str) -> None:
+    views = views_of(name)
+    s, t = example(6 * views)
+    method, unseen = build(name, s, t), t._replace(feats=NoMaps(), preacts=NoMaps())
+    try:
+        losses(method, s, unseen, batch(s, views=views))
+        read = False
+    except AssertionError:
+        read = True
+    assert read == method.teacher_maps
+    if method.relational and not read:
+        assert method.compared(t)[1:3] == ((), ()), "maps travel between processes"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name: str) -> None:
     cls = find_method(name)

@@ -1,0 +1,203 @@
+"""What a teacher says of every view of every training image, kept in a folder that runs share.
+
+A padded crop and flip has few outcomes, so logits and pooled features can be kept for each (image, view) and no step
+changes. A row is written when it is first met, and the losses see it as it was kept, the first time too.
+
+A row counts where it has its seal: a checksum over its bytes, its place and all that its values depend on. One that was
+half written, lost in a power cut, spoilt on the disk or meant for another teacher has none, and is computed again.
+
+A step's rows go to a journal before they go to their places, and who opens the folder next finishes what a killed
+process began. So a run that goes on finds all rows of a step or none, and computes a row in the company that it had
+before, on which its last bit may depend. Processes may write at once; the folder must be on a disk of their machine.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import mmap
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import models
+from dataset import Batch, ImageSet
+from models.base import Output
+
+from . import checkpoint
+from .loops import Precision
+from .util import UserError, mendable
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_GB = 16.0
+DIGEST = 16  # bytes
+
+
+class TeacherCache:
+    """A row for each view of each sample: int64 words, of which the last is the seal.
+
+    about: what the values depend on, and the file's shape; like: an Output of the teacher, for any images.
+    """
+
+    def __init__(self, root: str, about: dict[str, Any], like: Output) -> None:
+        self.about, self.like, self.dtype = about, like, DTYPES[about["dtype"]]
+        self.views, self.images = about["views"], about["images_a_view"]
+        self.widths = [like.logits.shape[1], like.pooled.shape[1]]
+        self.values = self.images * sum(self.widths)
+        self.words = math.ceil(self.values * self.dtype.itemsize / 8) + 1
+        self.shape = about["samples"] * self.views, self.words
+        self.size = 8 * math.prod(self.shape)  # bytes; the file is sparse: rows that were never met take none
+        text = json.dumps(about, sort_keys=True).encode()
+        self.key = hashlib.blake2b(text, digest_size=DIGEST).digest()
+        # odd: a change of one word always changes the seal, and a row of zeros has none
+        self.factors = np.frombuffer(hashlib.shake_128(text).digest(8 * self.words), np.int64) | 1
+        self.folder = Path(root) / (re.sub(r"[^\w.-]", "_", about["network"]) + "-" + self.key.hex())
+
+    def open(self) -> None:
+        """Makes what is not there yet. Raises OSError where the folder cannot be made or written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "about.json").exists():
+            checkpoint.save_json(self.folder / "about.json", self.about)  # for people
+        self.file = unbuffered(self.folder / "rows")
+        found = os.fstat(self.file.fileno()).st_size
+        if found not in (0, self.size):
+            warnings.warn(f"{self.file.name}: {found} bytes, not {self.size}; what is lost is made anew", stacklevel=2)
+        self.file.truncate(self.size)
+        mapped = mmap.mmap(self.file.fileno(), self.size, prot=mmap.PROT_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        self.table = np.frombuffer(mapped, np.int64).reshape(self.shape)
+        self.journal = None
+        for n in itertools.count():
+            path = self.folder / f"journal{n}"
+            if self.journal and not path.exists():
+                break
+            journal = unbuffered(path)
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its owner, however that ends
+            except BlockingIOError:
+                continue
+            content = journal.read()
+            if content[:DIGEST] == self.digest(content[DIGEST:]):
+                self.put(np.frombuffer(content[DIGEST:], np.int64).reshape(-1, 1 + self.words))
+            self.journal = self.journal or journal
+
+    def __call__(self, teacher: nn.Module, images: Tensor, batch: Batch) -> Output:
+        """The teacher's Output, without maps, for all images [B * images_a_view, C, H, W] of a batch."""
+        index, view = batch.drawn
+        rows = (index * self.views + view).numpy()
+        kept = self.table[rows]  # a copy: what is checked is what is used
+        missing = np.flatnonzero(kept[:, -1] != self.seals(rows, kept[:, :-1]))
+        if len(missing):
+            kept[missing] = self.ask(teacher, images, rows, missing)
+        values = torch.from_numpy(kept)[:, :-1].view(self.dtype)[:, : self.values].reshape(-1, sum(self.widths))
+        values = values.pin_memory() if images.is_cuda else values
+        logits, pooled = values.to(images.device, non_blocking=True).split(self.widths, 1)
+        logits, pooled = logits.to(self.like.logits.dtype), pooled.to(self.like.pooled.dtype)
+        return Output(logits.contiguous(), (), (), pooled.contiguous())
+
+    def ask(self, teacher: nn.Module, images: Tensor, rows: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """What is kept of the teacher's answers for the samples at the places `missing` of the batch."""
+        if len(missing) < len(rows):
+            places = (torch.from_numpy(missing).unsqueeze(1) * self.images + torch.arange(self.images)).flatten()
+            images = images.index_select(0, places.to(images.device)).contiguous(memory_format=torch.channels_last)
+        answer = teacher(images, is_feat=True)
+        exact = torch.cat([answer.logits.float(), answer.pooled.float()], 1).cpu()
+        values = exact.to(self.dtype).view(len(missing), -1)
+        data = F.pad(values.view(torch.uint8), (0, 8 * self.words - 8 - self.values * self.dtype.itemsize))
+        data = data.view(torch.int64).numpy()
+        records = np.column_stack([data, self.seals(rows[missing], data)])
+        if values.isfinite().all():
+            self.write(rows[missing], records)
+        elif exact.isfinite().all():
+            dtype, largest = self.about["dtype"], exact.abs().max()
+            raise UserError(f"--cache_dtype {dtype}: too small for the teacher's outputs, which reach {largest:.3g}")
+        return records
+
+    def seals(self, rows: np.ndarray, data: np.ndarray) -> np.ndarray:
+        return (data * self.factors[:-1]).sum(1) + (rows + 1) * self.factors[-1]
+
+    def digest(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, digest_size=DIGEST, key=self.key).digest()
+
+    def write(self, rows: np.ndarray, records: np.ndarray) -> None:
+        """Writes by calls, not to mapped memory, where a full disk would end the process."""
+        if self.journal is None:
+            return
+        entries = np.column_stack([rows, records])
+        body = entries.tobytes()
+        try:
+            os.pwrite(self.journal.fileno(), self.digest(body) + body, 0)
+            self.journal.truncate(DIGEST + len(body))
+            self.put(entries)
+        except OSError as error:
+            warnings.warn(f"--cache_teacher: no more rows are kept: {error}", stacklevel=2)
+            self.journal = None
+
+    def put(self, entries: np.ndarray) -> None:
+        """Writes rows to their places: [n, 1 + words], the place first."""
+        for entry in entries:
+            os.pwrite(self.file.fileno(), entry[1:], int(entry[0]) * 8 * self.words)
+
+
+def unbuffered(path: Path) -> IO[bytes]:
+    path.touch()
+    return open(path, "r+b", buffering=0)
+
+
+def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Of names, dtypes, shapes and values."""
+    found = hashlib.blake2b(digest_size=DIGEST)
+    for name, x in tensors:
+        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        found.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def some_of_each_view(augment: Callable, views: int, samples: int, device: torch.device) -> Iterator[Tensor]:
+    for view in torch.arange(views, device=device).split(64):
+        yield augment(view % samples, view)
+
+
+def open_caches(
+    opt: argparse.Namespace, teachers: Sequence[nn.Module], augment: Any, data: ImageSet, device: torch.device
+) -> list[TeacherCache]:
+    """A cache for each teacher. Raises UserError where views cannot be numbered, or --cache_gb is too small."""
+    views, samples = getattr(augment, "outcomes", None), len(data.train_labels)
+    if views is None:
+        raise UserError(f"--cache_teacher: {type(augment).__name__} gives a sample more views than can be kept")
+    shown = list(some_of_each_view(augment, views, samples, device))
+    common = {
+        "dtype": opt.cache_dtype or "float32",
+        "samples": samples,
+        "views": views,
+        "images_a_view": shown[0].shape[1] if shown[0].dim() == 5 else 1,
+        "images": hashed(("", x) for x in [data.train_images, *shown]),
+        "amp": opt.amp,
+        "compile": opt.compile,
+        "matmul": torch.get_float32_matmul_precision(),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+    caches = []
+    for network, teacher in zip(opt.model_t, teachers, strict=True):
+        with Precision(opt.amp, device).autocast():
+            like = models.probe(teacher, data.train_images)
+        own = {"network": network, "weights": hashed(sorted(teacher.state_dict().items()))}
+        caches.append(TeacherCache(opt.cache_teacher, common | own, like))
+    limit, needed = opt.cache_gb or DEFAULT_GB, math.ceil(sum(cache.size for cache in caches) / 1e7) / 100
+    if needed > limit:
+        raise UserError(f"--cache_gb: expected at least {needed} for {samples} samples in {views} views, found {limit}")
+    with mendable(f"--cache_teacher {opt.cache_teacher}"):
+        for cache in caches:
+            cache.open()
+    return caches
