@@ -1,30 +1,16 @@
 """Files that are never half there, and checkpoints that cannot run code."""
 
-import argparse
 import json
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import pickles
 from .util import UserError
-
-# What RepDistiller's checkpoints hold beside tensors: its options, and the optimiser's rate, which its schedule leaves
-# as a numpy number; numpy 2 has renamed the function that makes one.
-_number = np.float64(0).__reduce__()[0]
-SAFE = [
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64)),
-    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 
 
 def atomically(path: Path, write: Callable[[Any], None]) -> None:
@@ -72,26 +58,14 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
         except Exception as error:  # safetensors' own error type is not exported everywhere
             raise UserError(f"{flag} {path}: broken safetensors file: {first_line(error)}") from None
     try:
-        with torch.serialization.safe_globals(SAFE):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch names what the pickle asked for: "... GLOBAL posix.system was not an allowed global ..."
-        wanted = re.search(r"GLOBAL (\S+)|class (\S+)|function (\S+)", str(error))
-        if wanted is None or zipfile_broken(path):
-            reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()[0]
-            raise UserError(f"{flag} {path}: truncated, or not a checkpoint of tensors alone: {reason}") from None
-        asked = next(filter(None, wanted.groups()))
-        raise UserError(f"{flag} {path}: refused, its pickle asks for {asked}; only tensors are loaded") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        state = pickles.read(path)
+    except pickles.Refused as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+    except Exception as error:  # a broken file leads to errors of every kind
         raise UserError(f"{flag} {path}: truncated, or not a checkpoint: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{flag} {path}: expected a dict of tensors, found {type(state).__name__}")
     return state
-
-
-def zipfile_broken(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
 
 
 def first_line(error: BaseException) -> str:
@@ -104,7 +78,7 @@ def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, 
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    weights = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    weights = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not weights:
         raise UserError(f"{flag} {path}: holds no tensors under `model`, `state_dict` or at the top")
     return weights
@@ -148,6 +122,11 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
             f"{flag} {path}: not a {name}: {first} "
             f"({len(missing)} missing, {len(surplus)} surplus, {len(shaped)} of another shape)"
         )
+    for key, value in weights.items():
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
+            raise UserError(f"{flag} {path}: {key} is {value.dtype}, not {own[key].dtype}")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise UserError(f"{flag} {path}: {key} holds NaN or infinite values")
     own.update(weights)  # in place: the dict carries the versions of the network's modules, which some look at
     model.load_state_dict(own)
 

@@ -31,7 +31,7 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
             main(argv)
         except (UserError, Diverged) as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
-                print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+                print(f"{Path(sys.argv[0]).name}: error: {one_line(str(error))}", file=sys.stderr)
             sys.exit(3 if isinstance(error, Diverged) else 2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
@@ -40,12 +40,18 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
     return run
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """Without line ends and other signs that steer a terminal: names in it may come from anywhere."""
+    text = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
 @contextlib.contextmanager
 def mendable(what: str) -> Iterator[None]:
-    """What the block raises of ValueError and OSError is about the user's input: one line that begins with `what`."""
+    """What the block raises of these is about the user's input: one line that begins with `what`."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RecursionError) as error:
         raise UserError(f"{what}: {error}") from None
 
 
