@@ -1,7 +1,7 @@
 """The training loop, which serves teacher, initialisation, distillation and probe, and the validation loop."""
 
 import argparse
-import time
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import parallel
+from .interrupt import Signals
 from .meters import Meters
 from .run import Run
 from .slow import SlowWeights
-from .util import Diverged, peak_memory_mb, rng_state, set_rng_state
+from .util import Diverged, Stopped, UserError, peak_memory_mb, rng_state, set_rng_state
 
 
 class Stage(NamedTuple):
@@ -96,11 +97,12 @@ def fit(
     slow: SlowWeights | None = None,
     beside: dict[str, nn.Module] | None = None,
 ) -> None:
-    """Trains the stages in order, from where the run was interrupted, and writes its result.
+    """Trains the stages in order, from the step where the run was interrupted, and writes its result.
 
     `criterion` is what the checkpoint keeps beside the student (adapters, banks); the stages' losses are made of it.
     `facts` go into every checkpoint and into summary.json. `slow`: what is validated and saved in the student's place.
     `beside`: networks whose predictions are saved with the student's, by name.
+    Raises Stopped, after saving, for SIGTERM and Ctrl-C.
     """
     precision = Precision(opt.amp, device)
     if opt.sync_bn:
@@ -113,7 +115,7 @@ def fit(
     kept = slow.network if slow else student  # what is validated, and saved as the result
     tested = ready(kept) if slow else network
     done = {stage.log: 0 for stage in stages}
-    best_acc = -1.0
+    best_acc, part = -1.0, None
     if run.state:
         student.load_state_dict(run.state["fast"] if slow else run.state["model"])
         kept.load_state_dict(run.state["model"])
@@ -122,74 +124,94 @@ def fit(
         rng = run.state["rng"]  # of each process; before there could be several, of the one
         set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
         done, best_acc, facts = run.state["done"], run.state["best_acc"], run.state["facts"]
-        print(f"continuing {run.folder} after " + ", ".join(f"{n} epochs of {log}" for log, n in done.items()))
+        if parts := run.state.get("parts"):
+            if len(parts) != parallel.world():
+                raise UserError(
+                    f"{run.folder}: expected {len(parts)} processes, which it had when it was stopped within an epoch, "
+                    f"found {parallel.world()}"
+                )
+            part = parts[parallel.rank()]
+        passed = ", ".join(f"{n} epochs of {log}" for log, n in done.items())
+        print(f"continuing {run.folder} after {passed}" + (f" and {part['meters']['steps']} steps" if part else ""))
     else:
         parallel.own_random_numbers(opt.seed)
     run.start(device)
     rate = parallel.world() if opt.adjust_lr else 1
 
-    for stage in stages:
-        parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
-        optimizer = torch.optim.SGD(
-            parameters,
-            stage.learning_rate,
-            momentum=opt.momentum,
-            weight_decay=opt.weight_decay,
-            nesterov=opt.nesterov,
-            fused=True,
-        )
-        if (
-            opt.momentum
-        ):  # PyTorch's fused step makes them of stale memory, and leaves it so where fp16 overflows at once
-            for p in parameters:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        if run.state and run.state["stage"] == stage.log:
-            optimizer.load_state_dict(run.state["optimizer"])
-        teachers = [ready(teacher) for teacher in stage.teachers]
-        forward = parallel.joined(Step(stage, network, teachers, criterion, precision))
-        averaged = slow if not stage.name else None
-        if averaged and not done[stage.log]:
-            averaged.restart(student)
-        for epoch in range(done[stage.log] + 1, stage.epochs + 1):
-            lr = rate * stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            row = {"epoch": epoch, "lr": lr}
-            row |= train(run, stage, epoch, forward, student, criterion, batches, optimizer, precision, opt, averaged)
-            parallel.unite(student, kept, criterion)
-            if not stage.name:
-                row |= validate(val_batches, tested, precision)
-                if not row["val_loss"] < float("inf"):
-                    raise Diverged(f"epoch {epoch}: the validation loss is {row['val_loss']} after the last step")
-            check(f"{stage.name} epoch {epoch}".lstrip(), precision, student, kept, criterion)
-            row["peak_memory_mb"] = round(peak_memory_mb(device), 1)
-            print(as_line(row, stage), flush=True)
+    def keep(stage: Stage, optimizer: torch.optim.Optimizer, meters: Meters | None = None) -> None:
+        """Writes last.pth. meters: of the epoch that has begun, where it is written within one."""
+        state = {"model": kept.state_dict(), "epoch": done[stage.log], **facts}
+        state |= {"stage": stage.log, "done": done, "best_acc": best_acc, "facts": facts}
+        state |= {"criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"scaler": precision.scaler.state_dict(), "rng": parallel.each(rng_state(parallel.world() == 1))}
+        if slow:
+            state["fast"] = student.state_dict()
+        if meters:
+            norms = [buffer.cpu() for buffer in parallel.own_statistics(student, kept, criterion)]
+            state["parts"] = parallel.each({"meters": meters.state(), "norms": norms})
+        run.save("last.pth", state)
 
-            run.log(stage.log, row)
-            done[stage.log] = epoch
-            weights = {"model": kept.state_dict(), "epoch": epoch, **facts}
-            if not stage.name:
-                if row["val_acc"] > best_acc:
-                    best_acc = row["val_acc"]
-                    run.save("best.pth", weights | {"accuracy": row["val_acc"]})
-                if epoch % opt.save_freq == 0:
-                    run.save(f"ckpt_epoch_{epoch}.pth", weights | {"accuracy": row["val_acc"]})
-            rest = {
-                "stage": stage.log,
-                "done": done,
-                "best_acc": best_acc,
-                "facts": facts,
-                "rng": parallel.each(rng_state(parallel.world() == 1)),
-            }
-            rest |= {"criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
-            if slow:
-                rest["fast"] = student.state_dict()
-            run.save("last.pth", weights | rest | {"scaler": precision.scaler.state_dict()})
-        optimizer.zero_grad(set_to_none=True)  # a parameter that the next stage leaves alone must have no gradient
-    if opt.save_predictions:
-        for name, net in {"": kept, **(beside or {})}.items():
-            run.save_predictions(name, predict(val_batches, net, precision))
-    run.finish(facts)
+    with Signals() as signals:
+        for stage in stages:
+            parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
+            optimizer = torch.optim.SGD(
+                parameters,
+                stage.learning_rate,
+                momentum=opt.momentum,
+                weight_decay=opt.weight_decay,
+                nesterov=opt.nesterov,
+                fused=True,
+            )
+            if opt.momentum:
+                # PyTorch's fused step makes them of stale memory, and leaves it so where fp16 overflows at once
+                for p in parameters:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            teachers = [ready(teacher) for teacher in stage.teachers]
+            forward = parallel.joined(Step(stage, network, teachers, criterion, precision))
+            averaged = slow if not stage.name else None
+            if averaged and not done[stage.log] and not part:
+                averaged.restart(student)
+            if run.state and run.state["stage"] == stage.log:
+                optimizer.load_state_dict(run.state["optimizer"])
+                if part:
+                    own = parallel.own_statistics(student, kept, criterion)
+                    for buffer, saved in zip(own, part["norms"], strict=True):
+                        buffer.copy_(saved)
+            for epoch in range(done[stage.log] + 1, stage.epochs + 1):
+                lr = rate * stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                meters, part = Meters(device, part and part["meters"]), None
+                pause = functools.partial(keep, stage, optimizer, meters)
+                row = {"epoch": epoch, "lr": lr}
+                row |= train(
+                    run, stage, epoch, forward, student, criterion, batches, optimizer, precision, opt,
+                    meters, signals, pause, averaged,
+                )  # fmt: skip
+                parallel.unite(student, kept, criterion)
+                if not stage.name:
+                    row |= validate(val_batches, tested, precision)
+                    if not row["val_loss"] < float("inf"):
+                        raise Diverged(f"epoch {epoch}: the validation loss is {row['val_loss']} after the last step")
+                check(f"{stage.name} epoch {epoch}".lstrip(), precision, student, kept, criterion)
+                row["peak_memory_mb"] = round(peak_memory_mb(device), 1)
+                print(as_line(row, stage), flush=True)
+
+                run.log(stage.log, row)
+                done[stage.log] = epoch
+                weights = {"model": kept.state_dict(), "epoch": epoch, **facts}
+                if not stage.name:
+                    if row["val_acc"] > best_acc:
+                        best_acc = row["val_acc"]
+                        run.save("best.pth", weights | {"accuracy": row["val_acc"]})
+                    if epoch % opt.save_freq == 0:
+                        run.save(f"ckpt_epoch_{epoch}.pth", weights | {"accuracy": row["val_acc"]})
+                keep(stage, optimizer)
+            optimizer.zero_grad(set_to_none=True)  # a parameter that the next stage leaves alone must have no gradient
+        if opt.save_predictions:
+            for name, net in {"": kept, **(beside or {})}.items():
+                run.save_predictions(name, predict(val_batches, net, precision))
+        run.finish(facts)
 
 
 def train(
@@ -203,32 +225,45 @@ def train(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     opt: argparse.Namespace,
+    meters: Meters,
+    signals: Signals,
+    keep: Callable[[], None],
     slow: SlowWeights | None = None,
 ) -> dict[str, float]:
-    """One epoch. Returns the training columns of its row."""
+    """One epoch, or what the meters have not seen of it. Returns the training columns of its row.
+
+    `keep` saves the run within the epoch, every --save_steps and, before Stopped is raised, for a signal.
+    """
     student.train(stage.train_mode)
     criterion.train()
     criterion.set_epoch(epoch)
     label = f"{stage.name} " if stage.name else ""
-    meters = Meters(precision.device, opt.print_freq)
-    start = time.perf_counter()
     # disable=None: no bar where the output is no terminal
     quiet = True if parallel.rank() else None
-    bar = tqdm(batches.epoch(epoch), f"{label}epoch {epoch}", len(batches), leave=False, disable=quiet)
-    for step, batch in enumerate(bar, 1):
+    first, steps = meters.steps, len(batches)
+    rest = batches.epoch(epoch, first)
+    bar = tqdm(rest, f"{label}epoch {epoch}", steps, leave=False, disable=quiet, initial=first)
+    for step, batch in enumerate(bar, first + 1):
         terms, logits = forward(batch)
         precision.step(sum(terms.values()), optimizer)
         if slow:
-            slow.update(student, (epoch - 1) * len(batches) + step)
+            slow.update(student, (epoch - 1) * steps + step)
         meters.add(terms, logits[:: len(logits) // len(batch.labels)], batch.labels, batch.total)
         if step % opt.print_freq == 0 or step % opt.tb_freq == 0:
             means = meters.read(epoch, label)
             bar.set_postfix(loss=f"{means['loss']:.3f}", acc=f"{means['acc']:.1f}")
             if step % opt.tb_freq == 0:
-                steps = {f"{label}step_{name}": value for name, value in means.items()}
-                run.scalars.log(steps, (epoch - 1) * len(batches) + step)
+                points = {f"{label}step_{name}": value for name, value in means.items()}
+                run.scalars.log(points, (epoch - 1) * steps + step)
+        number = signals.asked()
+        if number or (opt.save_steps and step % opt.save_steps == 0 and step < steps):
+            meters.read(epoch, label)
+            check(f"{label}epoch {epoch}, step {step}", precision, student, criterion)
+            keep()
+        if number:
+            raise Stopped(number, f"step {step} of {label}epoch {epoch}")
     means = meters.read(epoch, label)
-    seconds = time.perf_counter() - start
+    seconds = meters.seconds
     return {
         "train_loss": means["loss"],
         "train_acc": means["acc"],

@@ -1,5 +1,8 @@
 """Sums that stay on the device, so that a step never waits for them."""
 
+import time
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,16 +11,29 @@ from .util import Diverged
 
 
 class Meters:
-    """Loss terms and hits of one epoch. `read` is the only place that waits for the device, and for other processes."""
+    """Loss terms and hits of one epoch. `read` is the only place that waits for the device, and for other processes.
 
-    def __init__(self, device: torch.device, window: int) -> None:
-        self.device, self.window = device, window
-        self.names: list[str] = []
+    state: of the epoch's first part, where it was stopped.
+    """
+
+    def __init__(self, device: torch.device, state: dict[str, Any] | None = None) -> None:
         self.recent: list[Tensor] = []  # terms of each step since the last read, so that a bad one can be named
-        self.sums = torch.zeros(0, device=device, dtype=torch.float64)
-        self.hits = torch.zeros((), device=device, dtype=torch.int64)
-        self.images = self.steps = 0
         self.means: dict[str, float] = {}
+        state = state or {"names": [], "sums": torch.zeros(0), "hits": torch.tensor(0), "images": 0, "steps": 0}
+        self.names, self.images, self.steps = state["names"], state["images"], state["steps"]
+        self.sums = state["sums"].to(device, torch.float64)
+        self.hits = state["hits"].to(device)
+        self.start = time.perf_counter() - state.get("seconds", 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Of this process, for a checkpoint."""
+        sums = {"sums": self.sums.cpu(), "hits": self.hits.cpu()}
+        return sums | {"names": self.names, "images": self.images, "steps": self.steps, "seconds": self.seconds}
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, pauses between its parts left out."""
+        return time.perf_counter() - self.start
 
     def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, total: int) -> None:
         """terms: whose mean over the processes counts, for `total` samples; logits, labels: of this process's part."""
@@ -45,6 +61,7 @@ class Meters:
                     f"{stage}epoch {epoch}, step {self.steps - len(rows) + step + 1}: "
                     f"the term {self.names[term]!r} of the loss is {rows[step, term].item()}"
                 )
+        if self.recent or not self.means:
             self.recent = []
             sums = (parallel.total(self.sums / parallel.world()) / self.images).tolist()
             hits = parallel.total(self.hits.clone()).item()

@@ -19,8 +19,8 @@ from .parallel import one_before_the_others
 from .util import UserError, mendable
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
-FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "num_workers", "data_folder", "save_folder"}
-FREE |= {"cache_teacher", "cache_gb"}
+FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
+FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -167,6 +167,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
     group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
+    group.add_argument("--save_steps", type=whole, default=0, help="steps between two last.pth in an epoch; 0: none")
 
 
 def add_data_options(parser: Parser) -> None:

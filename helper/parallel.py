@@ -22,6 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .util import UserError, choose_device
 
+_hosts: dist.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
+
 
 def several() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -69,6 +71,9 @@ def start(opt: argparse.Namespace) -> torch.device:
         # the first process may have to decode a whole data set before the others can go on
         backend, own = ("nccl", device) if kind == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
+        if kind == "cuda":
+            global _hosts
+            _hosts = dist.new_group(backend="gloo")
         atexit.register(dist.destroy_process_group)
         if rank():
             sys.stdout = open(os.devnull, "w")
@@ -124,6 +129,24 @@ def each(x: Any) -> list[Any]:
     return found
 
 
+class Soon:
+    """Numbers of the processes, exchanged while they compute."""
+
+    def __init__(self) -> None:
+        self.pending: tuple[Tensor, Any] | None = None
+
+    def largest(self, x: int) -> int:
+        """The largest that any process has given in its call before, so that none waits for another; first 0."""
+        if not several():
+            return x
+        before, number = self.pending, torch.tensor(x)
+        self.pending = number, dist.all_reduce(number, dist.ReduceOp.MAX, group=_hosts, async_op=True)
+        if before is None:
+            return 0
+        before[1].wait()
+        return int(before[0])
+
+
 def own_random_numbers(seed: int) -> None:
     """Seeds the global generators of all but the first process anew, so that dropout differs between their samples."""
     if rank():
@@ -158,6 +181,12 @@ def unite(*networks: nn.Module | None) -> None:
                 dist.broadcast(buffer, 0)
                 if own is not None:
                     buffer += total(own - buffer) / world()  # leaves equal ones as they are, bit for bit
+
+
+def own_statistics(*networks: nn.Module) -> list[Tensor]:
+    """The buffers in which processes differ until `unite`: BatchNorm's."""
+    modules = [module for network in networks if several() for module in network.modules()]
+    return [buffer for module in modules if isinstance(module, _BatchNorm) for buffer in module.buffers(recurse=False)]
 
 
 def sync_batch_norms(*networks: nn.Module) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,22 +20,34 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """A loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after it was saved."""
+
+    def __init__(self, number: int, place: str) -> None:
+        super().__init__(f"{signal.Signals(number).name}: stopped after {place}; the same command goes on there")
+        self.number = number
 
 
 def command(main: Callable[..., object]) -> Callable[..., None]:
-    """Runs a script's main and turns what the user can mend into one line and an exit status (2, or 3: diverged)."""
+    """Runs a script's main and turns its known ends into one line and an exit status.
+
+    2: what the user can mend; 3: diverged; 128 + signal: stopped by it.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> None:
         try:
             main(argv)
-        except (UserError, Diverged) as error:
+        except (UserError, Diverged, Stopped) as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
-                print(f"{Path(sys.argv[0]).name}: error: {one_line(str(error))}", file=sys.stderr)
-            sys.exit(3 if isinstance(error, Diverged) else 2)
+                kind = "" if isinstance(error, Stopped) else "error: "
+                print(f"{Path(sys.argv[0]).name}: {kind}{one_line(str(error))}", file=sys.stderr)
+            sys.exit(128 + error.number if isinstance(error, Stopped) else 3 if isinstance(error, Diverged) else 2)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
 
     return run
