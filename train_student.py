@@ -162,15 +162,12 @@ def main(argv: list[str] | None = None) -> None:
         methods = {name: find_method(name)(pair, **keywords[name]) for name in opt.distill}
         kd = KD(pair, **keywords[KD.name]) if opt.alpha else None
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta).to(device)
-    augment = dataset.Augment.of(data, device)
+    augment = dataset.augmentation(data, device)
     with mendable(f"--distill {','.join(opt.distill)}"):
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
-    batches = dataset.Batches(
-        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
-    )
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
+    batches, val_batches = options.batches(opt, data, augment, device)
 
     fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
     slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None

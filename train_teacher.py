@@ -42,11 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     model = models.create_model(opt.model, len(data.classes), options.images_of(data))
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
-    augment = dataset.Augment.of(data, device)
-    batches = dataset.Batches(
-        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
-    )
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
+    batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
 
     facts = options.facts(opt.model, model, data)
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)

@@ -69,11 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     student.to(device, memory_format=torch.channels_last)
 
     criterion = Criterion()
-    augment = dataset.Augment.of(data, device)
-    batches = dataset.Batches(
-        augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=parallel.part()
-    )
-    val_batches = dataset.ValBatches.of(data, opt.batch_size, device, part=parallel.part())
+    batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
     fit(

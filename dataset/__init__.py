@@ -9,17 +9,27 @@ from . import cifar10_1 as cifar10_1
 from . import cinic10 as cinic10
 from . import digits as digits
 from . import folder as folder
+from . import imagenet as imagenet
 from . import stl10 as stl10
 from . import tinyimagenet as tinyimagenet
+from .augment import Augment, InMemory, Views
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
-from .batches import Augment, Batches, ValBatches, limit
+from .batches import Batches, ValBatches, limit
+from .files import Unreadable
+from .storage import Storage
+from .stream import augmentation
 
 __all__ = [
     "Augment",
     "Batch",
     "Batches",
     "ImageSet",
+    "InMemory",
+    "Storage",
+    "Unreadable",
     "ValBatches",
+    "Views",
+    "augmentation",
     "dataset_names",
     "find_dataset",
     "limit",
@@ -34,19 +44,22 @@ def load(
     image_size: int | None = None,
     limit_train: int | None = None,
     limit_val: int | None = None,
-    workers: int = 8,
+    storage: Storage | None = None,
 ) -> ImageSet:
     """Data set `name` from `folder`, in images of `image_size` pixels (None: its own), cut to class-balanced subsets.
 
-    workers: threads that decode, where images are kept as files.
+    storage: where the images of files live.
     Raises ValueError (unknown name, bad size or limit, broken data) or FileNotFoundError (data missing), in one line.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size: expected at least 1 pixel, found {image_size}")
-    loader = find_dataset(name)
-    # only data sets that are kept as image files have something to decode
-    decoding = {"workers": workers} if "workers" in inspect.signature(loader).parameters else {}
-    data = loader(folder, image_size, **decoding)
+    storage, loader = storage or Storage(), find_dataset(name)
+    if "storage" in inspect.signature(loader).parameters:
+        data = loader(folder, image_size, storage=storage)
+    elif storage.loader in ("auto", "memory"):
+        data = loader(folder, image_size)
+    else:
+        raise ValueError(f"--loader {storage.loader}: {name} has no image files, it is always in memory")
     for part, n in (("train", limit_train), ("val", limit_val)):
         if n is not None:
             try:

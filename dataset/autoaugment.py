@@ -7,12 +7,13 @@ images, black where a pixel comes from outside (the paper has grey there).
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .batches import Augment
+from .augment import Augment, Steps, Views
 
 # The 25 sub-policies of the paper's table 7: operation, probability, strength 0 .. 9, twice.
 POLICY = """
@@ -155,16 +156,11 @@ class Operations:
         return torch.where(inside.unsqueeze(3), moved, 0)
 
 
-class AutoAugment:
-    """Two views of every sample: as `augment` gives it, and the same crop and flip under a random sub-policy.
-
-    Stands for `augment` in `Batches`. Raises ValueError where `augment` gives several views itself.
-    """
+class AutoAugment(Views):
+    """Two views of every sample: as `augment` gives it, and the same crop and flip under a random sub-policy."""
 
     def __init__(self, augment: Augment) -> None:
-        if not isinstance(augment, Augment):
-            raise ValueError(f"AutoAugment needs single images, {type(augment).__name__} gives views")
-        self.augment = augment
+        super().__init__(augment)
         height, width = augment.shape[2:]
         self.probability = torch.tensor([[p for _, p, _ in both] for both in SUB_POLICIES])
         rows = [Operation()]
@@ -177,9 +173,8 @@ class AutoAugment:
                     pair.append(len(rows) if done else 0)
                     rows += [operation(name, level, -1 if negative else 1, height, width)] if done else []
                 both_rows.append(pair)
-        device = augment.corner.device
-        self.rows = torch.tensor(both_rows, device=device)
-        self.operations = Operations(rows, device)
+        self.rows = torch.tensor(both_rows, device=augment.device)
+        self.operations = Operations(rows, augment.device)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """[n, 2] int64 on the CPU: the view of `augment`, and 16 * sub-policy + outcome.
@@ -193,9 +188,10 @@ class AutoAugment:
         outcome = (done + 2 * negative) @ torch.tensor([1, 4])
         return torch.stack([view, 16 * policy + outcome], 1)
 
-    def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        """Samples `index` [B] in views `view` [B, 2], both on the device: [B, 2, C, H, W] float32, channels_last."""
-        plain = self.augment.crop(index, view[:, 0])
-        first, second = self.rows[view[:, 1]].unbind(1)
-        changed = self.operations(self.operations(plain, first), second)
-        return self.augment.normalise(torch.stack([plain, changed], 1))
+    def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        plain = self.augment.pixels(index, view[:, 0], steps)
+        rows = self.rows[view[:, 1].to(self.rows.device)]
+        for x, step in zip(plain, steps, strict=True):
+            first, second = rows[step].unbind(1)
+            changed = self.operations(self.operations(x, first), second)
+            yield self.augment.normalise(torch.stack([x, changed], 1))

@@ -3,9 +3,12 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .storage import Files
 
 
 class Shared(NamedTuple):
@@ -40,11 +43,11 @@ class Batch(NamedTuple):
 
 @dataclass
 class ImageSet:
-    """A whole data set in memory."""
+    """A whole data set."""
 
-    train_images: Tensor  # [N, 3, H, W] uint8
+    train_images: "Tensor | Files"  # [N, 3, H, W] uint8, in memory or in their files
     train_labels: Tensor  # [N] int64
-    val_images: Tensor  # [M, 3, H, W] uint8
+    val_images: "Tensor | Files"  # [M, 3, H, W] uint8
     val_labels: Tensor  # [M] int64
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of the training images, in 0..1
@@ -59,7 +62,7 @@ _datasets: dict[str, Callable[..., ImageSet]] = {}
 def register(name: str) -> Callable:
     """Makes the decorated loader, (folder, image_size) -> ImageSet, available as `--dataset name`.
 
-    A loader that decodes image files also takes `workers`, the number of threads.
+    A loader of image files also takes `storage`, which says where they live.
     """
 
     def add(loader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:

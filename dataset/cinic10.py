@@ -9,42 +9,42 @@ Published runs crop at a random size and aspect ratio (RandomResizedCrop); here,
 padded crop and a flip. All 60,000 images of CIFAR-10 are among the 270,000, in all three parts: a network that was
 trained on CIFAR-10 has seen a part of this test set.
 
-Decoded once; each part is kept beside its folder, as for `folder`.
+Kept in memory or in their files as for `folder`, each part by itself.
 """
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import ImageSet, register
-from .files import by_class, cached, decode, few, same_classes
+from .files import by_class, few, same_classes
+from .storage import Files, Storage
 
 _classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _parts = ("train", "valid", "test")
 
 
 @register("cinic10")
-def cinic10(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
+def cinic10(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
     """`folder` holds or is `CINIC-10`; train/ trains, test/ validates. Raises what `read` raises."""
-    return read(folder, image_size, workers, ("train",), "test")
+    return read(folder, image_size, storage, ("train",), "test")
 
 
 @register("cinic10-enlarged")
-def cinic10_enlarged(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
+def cinic10_enlarged(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
     """As `cinic10`, but train/ and valid/ train."""
-    return read(folder, image_size, workers, ("train", "valid"), "test")
+    return read(folder, image_size, storage, ("train", "valid"), "test")
 
 
 @register("cinic10-valid")
-def cinic10_valid(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
+def cinic10_valid(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
     """As `cinic10`, but valid/ validates."""
-    return read(folder, image_size, workers, ("train",), "valid")
+    return read(folder, image_size, storage, ("train",), "valid")
 
 
-def read(folder: str | Path, image_size: int | None, workers: int, train: tuple[str, ...], val: str) -> ImageSet:
+def read(folder: str | Path, image_size: int | None, storage: Storage, train: tuple[str, ...], val: str) -> ImageSet:
     """The named parts of the official layout, `<part>/<class>/*.png`.
 
     FileNotFoundError: a part or a class's images are missing. ValueError: other classes, an image that cannot be
@@ -60,17 +60,17 @@ def read(folder: str | Path, image_size: int | None, workers: int, train: tuple[
     for part, (classes, _, _) in found.items():
         same_classes(root / part, classes, _classes, "CINIC-10")
 
-    def images(part: str) -> Tensor:
-        def make(paths: list[str]) -> dict[str, Any]:
-            return {"images": decode(paths, size, workers)}
+    train_labels, val_labels = [label for part in train for label in found[part][2]], found[val][2]
+    storage = storage.settled(size, len(train_labels), len(val_labels))
 
-        return cached(root / f".cache-cinic10-{part}-{size}.pt", found[part][1], make)["images"]
+    def images(*parts: str) -> Tensor | Files:
+        return storage.images(size, *((root / f".cache-cinic10-{part}-{size}.pt", found[part][1]) for part in parts))
 
     return ImageSet(
-        torch.cat([images(part) for part in train]),
-        torch.tensor([label for part in train for label in found[part][2]]),
+        images(*train),
+        torch.tensor(train_labels),
         images(val),
-        torch.tensor(found[val][2]),
+        torch.tensor(val_labels),
         _classes,
         mean=(0.4789, 0.4723, 0.4305),
         std=(0.2421, 0.2383, 0.2587),

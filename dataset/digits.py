@@ -33,7 +33,7 @@ def digits(folder: str | Path | None = None, image_size: int | None = None) -> I
         images[_train:],
         labels[_train:],
         tuple(str(digit) for digit in range(10)),
-        *measure(images[:_train]),
+        *measure([images[:_train]]),
         padding=size // 8,
         flip=False,
     )

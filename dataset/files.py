@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,12 @@ from torchvision.transforms.v2 import functional as transforms
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
 
-Found = tuple[str, os.stat_result]  # an image's path, and what tells whether it has changed
+
+Found = os.DirEntry  # an image's file: its path, and by stat(), asked for where images are kept, whether it has changed
+
+
+class Unreadable(ValueError):
+    """An image that cannot be decoded; the message names its file."""
 
 
 def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found], list[int]]:
@@ -34,7 +38,7 @@ def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found
         raise ValueError(f"{part}: expected a folder for each of at least 2 classes; found {few(classes)}")
     files, labels = [], []
     for label, name in enumerate(classes):
-        images = sorted(images_below(part / name), key=lambda image: image[0])
+        images = sorted(images_below(part / name), key=lambda image: image.path)
         if not images:
             kept = sum(len(names) for _, _, names in os.walk(part / name))
             raise FileNotFoundError(
@@ -62,7 +66,7 @@ def images_below(place: str | Path) -> Iterator[Found]:
             if entry.is_dir():
                 yield from images_below(entry.path)
             elif entry.name.lower().endswith(_suffixes):
-                yield entry.path, entry.stat()
+                yield entry
 
 
 def few(names: Sequence[str]) -> str:
@@ -71,60 +75,63 @@ def few(names: Sequence[str]) -> str:
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """ValueError, naming the file, for whatever goes wrong in opening or decoding it."""
+    """Unreadable for whatever goes wrong in opening or decoding it."""
     try:
         with Image.open(path) as image:
             yield image
     # PIL raises OSError, SyntaxError, struct.error and more, by format and by what is broken.
     except Exception as error:
-        raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
+        raise Unreadable(f"{path}: cannot be decoded as an image: {error}") from error
+
+
+def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
+    """[size, size, 3] uint8: the shortest side resized to `resized` or `size` pixels, then the centre cropped."""
+    with opened(path) as file:
+        image = file.convert("RGB")
+    if min(image.size) != (resized or size):
+        image = transforms.resize(image, [resized or size])
+    return np.asarray(image if image.size == (size, size) else transforms.center_crop(image, [size, size]))
 
 
 def decode(paths: list[str], size: int, workers: int) -> Tensor:
-    """[N, 3, size, size] uint8 (in channels_last order): shortest side resized, then the centre cropped.
-
-    workers: number of threads.
-    """
+    """[N, 3, size, size] uint8 (in channels_last order) by `workers` threads, each image as `read` gives it."""
     pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
+
+    def fill(path: str, out: np.ndarray) -> None:
+        out[:] = read(path, size)
+
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(partial(_decode_one, size=size), paths, pixels.numpy()):
+        for _ in pool.map(fill, paths, pixels.numpy()):
             pass
     return pixels.permute(0, 3, 1, 2)
 
 
-def _decode_one(path: str, out: np.ndarray, size: int) -> None:
-    with opened(path) as file:
-        image = file.convert("RGB")
-    if image.size != (size, size):
-        image = transforms.center_crop(transforms.resize(image, [size]), [size, size])
-    out[:] = np.asarray(image)
-
-
-def cached(cache: Path, files: list[Found], make: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives for the paths of `files`, kept in `cache`, which lies in the root of their tree.
+def cached(cache: Path, files: list[Found], make: Callable[[], Any]) -> Any:
+    """What `make` makes of `files`, kept in `cache`, which lies in the root of their tree.
 
     Made anew where names, sizes or times of the files differ from those that it was made for; not kept, with a
     warning, where the file cannot be written.
     """
     key = _key(files, len(str(cache.parent / "_")) - 1)
-    found = _load(cache, key)
-    if found is None:
-        found = {"key": key, **make([path for path, _ in files])}
-        _save(cache, found)
-    return found
+    made = _load(cache, key)
+    if made is None:
+        made = make()
+        _save(cache, {"key": key, "made": made})
+    return made
 
 
 def _key(files: list[Found], start: int) -> str:
     """Paths count from character `start` on, below the root: a tree that was moved as a whole keeps its cache."""
-    lines = (f"{path[start:]}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in files)
+    found = ((file.path[start:], file.stat()) for file in files)
+    lines = (f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in found)
     text = f"decoder {_decoder}\n" + "".join(lines)
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def _load(cache: Path, key: str) -> dict[str, Any] | None:
+def _load(cache: Path, key: str) -> Any | None:
     try:
         found = torch.load(cache, weights_only=True)
-        return found if found["key"] == key else None
+        return found["made"] if found["key"] == key else None
     except Exception:  # missing, unreadable, cut short or something else: it is made anew
         return None
 

@@ -1,56 +1,51 @@
-"""Any data set of small images kept as files: `train/<class>/*` and `val/<class>/*`.
+"""Any data set kept as image files: `train/<class>/*` and `val/<class>/*`.
 
 The validation folder is `val`, else `test`, else `valid`. Images are found at any depth below their class folder, so
-that `train/<class>/images/*` will do too. They are decoded once and kept in `.cache-<size>.pt` beside train/, where
-that can be written; a tree whose file names, sizes or times have changed is decoded again.
+that `train/<class>/images/*` will do too. Small ones are decoded once and kept in `.cache-<size>-<part>.pt` beside
+train/, where that can be written; a tree whose file names, sizes or times have changed is decoded again.
 """
 
+import dataclasses
 import os
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from .base import ImageSet, register
-from .files import by_class, cached, decode, few, opened, same_classes
+from .files import Found, by_class, cached, few, opened, same_classes
 from .pixels import measure
+from .storage import LARGEST_KEPT, Listing, Storage
 
-_largest_kept = 64  # square images of up to this many pixels a side keep their size
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _default_size = 32
 
 
 @register("folder")
-def folder(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
-    """The tree below `folder`, in images of `image_size` pixels: shortest side resized, then the centre cropped.
+def folder(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
+    """The tree below `folder`, in images of `image_size` pixels, or as `_common_size` finds them, or of 32.
 
-    Without a size: that of the images where all are square, alike and of at most 64 pixels a side, else 32.
-    FileNotFoundError: no such folder, no train or validation folder, a class without images. ValueError: fewer than two
-    classes, classes that differ between the two parts, an image that cannot be decoded.
+    Mean and deviation are measured, above 64 pixels they are ImageNet's. Raises what `listing` raises, and ValueError
+    for an image that cannot be decoded.
     """
-    root = Path(folder)
+    found = listing(Path(folder))
+    every = found.train_files + found.val_files
+    size = image_size or cached(found.root / ".cache-size.pt", every, lambda: _common_size(every))
+    data = found.at(size, storage, **IMAGENET)
+    if size > LARGEST_KEPT:
+        return data
+    measured = found.root / f".cache-{size}-mean-std.pt"
+    mean, std = cached(measured, found.train_files, lambda: measure(data.train_images.split(1024)))
+    return dataclasses.replace(data, mean=tuple(mean), std=tuple(std))
+
+
+def listing(root: Path) -> Listing:
+    """FileNotFoundError: no such folder, no train or validation folder, a class without images.
+
+    ValueError: fewer than two classes, classes that differ between the two parts.
+    """
     train, val = _parts(root)
-    classes, train_files, train_labels = by_class(train)
-    val_classes, val_files, val_labels = by_class(val)
+    classes, *train_part = by_class(train)
+    val_classes, *val_part = by_class(val)
     same_classes(val, val_classes, classes, "train/")
-
-    def make(paths: list[str]) -> dict[str, Any]:
-        images = decode(paths, image_size or _common_size(paths), workers)
-        train_images, val_images = images[: len(train_files)], images[len(train_files) :]
-        mean, std = measure(train_images)
-        # A part of a tensor is saved with the whole one's storage: both parts together are that storage, once.
-        return {"train": train_images, "val": val_images, "mean": mean, "std": std}
-
-    found = cached(root / f".cache-{image_size or 'auto'}.pt", train_files + val_files, make)
-    return ImageSet(
-        found["train"],
-        torch.tensor(train_labels),
-        found["val"],
-        torch.tensor(val_labels),
-        classes,
-        tuple(found["mean"]),
-        tuple(found["std"]),
-        padding=found["train"].shape[-1] // 8,
-    )
+    return Listing(root, classes, *train_part, *val_part)
 
 
 def _parts(root: Path) -> tuple[Path, Path]:
@@ -63,12 +58,13 @@ def _parts(root: Path) -> tuple[Path, Path]:
     return root / "train", vals[0]
 
 
-def _common_size(paths: list[str]) -> int:
+def _common_size(files: list[Found]) -> int:
+    """That of the images where all are square, alike and of at most 64 pixels a side."""
     size = None
-    for path in paths:
-        with opened(path) as image:
+    for file in files:
+        with opened(file.path) as image:
             width, height = image.size
-        if width != height or width > _largest_kept or size not in (None, width):
+        if width != height or width > LARGEST_KEPT or size not in (None, width):
             return _default_size
         size = width
     return size

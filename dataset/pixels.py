@@ -1,5 +1,7 @@
 """What several data sets do to their images when they are loaded."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,13 +16,13 @@ def resize(images: Tensor, size: int | None) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def measure(images: Tensor) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel of images [N, 3, H, W] uint8, in 0..1; a constant channel's is 1."""
+def measure(parts: Iterable[Tensor]) -> tuple[Channels, Channels]:
+    """Mean and deviation of each channel over all parts [N, 3, H, W] uint8, in 0..1; a constant channel's is 1."""
+    # Counting the 256 values is exact, and needs no float copy of the images.
+    counts = sum(torch.stack([x.flatten().bincount(minlength=256) for x in part.unbind(1)]) for part in parts)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in range(3):
-        # Counting the 256 values is exact, and needs no float copy of the images.
-        count = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+    for count in counts.double():
         mean.append((count @ values / count.sum()).item())
         std.append((count @ (values - mean[-1]).square() / count.sum()).sqrt().item() or 1.0)
     return tuple(mean), tuple(std)

@@ -2,53 +2,24 @@
 
 Y. Le and X. Yang, "Tiny ImageNet Visual Recognition Challenge", 2015, http://cs231n.stanford.edu/tiny-imagenet-200.zip
 (`bash scripts/get_tinyimagenet.sh` fetches it). The published validation images are what is validated on: the test
-images have no public labels. Decoded once and kept beside train/, as for `folder`.
+images have no public labels. Kept in memory or in their files as for `folder`.
 """
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
 
 from .base import ImageSet, register
-from .files import Found, by_class, cached, decode, few, images_below, same_classes
+from .files import Found, by_class, few, images_below, same_classes
+from .storage import Listing, Storage
 
 _name = "tiny-imagenet-200"
 
 
-class Listing(NamedTuple):
-    """The images of both parts, and their labels: the places of their classes among the sorted names of wnids.txt."""
-
-    root: Path
-    classes: tuple[str, ...]
-    train_files: list[Found]
-    train_labels: list[int]
-    val_files: list[Found]
-    val_labels: list[int]
-
-
 @register("tinyimagenet")
-def tinyimagenet(folder: str | Path, image_size: int | None = None, workers: int = 8) -> ImageSet:
+def tinyimagenet(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
     """`folder` holds or is `tiny-imagenet-200`; images of `image_size` or 64 pixels. Raises what `listing` raises."""
-    found = listing(folder)
-    size, n = image_size or 64, len(found.train_files)
-
-    def make(paths: list[str]) -> dict[str, Any]:
-        images = decode(paths, size, workers)
-        return {"train": images[:n], "val": images[n:]}
-
-    images = cached(found.root / f".cache-tinyimagenet-{size}.pt", found.train_files + found.val_files, make)
-    return ImageSet(
-        images["train"],
-        torch.tensor(found.train_labels),
-        images["val"],
-        torch.tensor(found.val_labels),
-        found.classes,
-        mean=(0.4802, 0.4481, 0.3975),
-        std=(0.2770, 0.2691, 0.2821),
-        padding=size // 8,
-    )
+    mean, std = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+    return listing(folder).at(image_size or 64, storage, mean, std)
 
 
 def listing(folder: str | Path) -> Listing:
@@ -86,7 +57,7 @@ def _annotated(val: Path, classes: tuple[str, ...]) -> tuple[list[Found], list[i
     table = val / "val_annotations.txt"
     if not table.is_file():
         raise FileNotFoundError(f"{table}: no such file; it names the class of every image in {val / 'images'}")
-    unnamed = {os.path.basename(image[0]): image for image in images_below(val / "images")}
+    unnamed = {image.name: image for image in images_below(val / "images")}
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     files, labels = [], []
     for number, line in enumerate(table.read_text().splitlines(), start=1):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from dataset.augment import Augment, Views
 from dataset.base import Batch, Shared
 from models.base import Output
 
@@ -63,7 +64,7 @@ class Distiller(nn.Module):
         """Whether forward reads `t` with these values of its keywords. False: `t` may be None."""
         return True
 
-    def views(self, augment: Callable) -> Callable:
+    def views(self, augment: Augment | Views) -> Augment | Views:
         """The batched augmentation that this method trains on; several views come as [B, V, C, H, W]."""
         return augment
 

@@ -3,11 +3,13 @@
 Differs: images are flipped at random as everywhere here (the authors train teacher and student without).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset import Augment
+from dataset.augment import Augment, Steps, Views
 
 from .adapters import full, unit
 from .base import Batch, Distiller, Output, Pair
@@ -15,17 +17,17 @@ from .base import Batch, Distiller, Output, Pair
 VIEWS = 4  # 0, 90, 180 and 270 degrees
 
 
-class Rotations:
+class Rotations(Views):
     """Every sample as `augment` gives it and turned by 90, 180, 270 degrees: [B, 4, C, H, W], channels_last."""
 
     def __init__(self, augment: Augment) -> None:
-        if not isinstance(augment, Augment):
-            raise ValueError(f"sskd needs single images, {type(augment).__name__} gives views")
-        self.augment, self.draw, self.outcomes = augment, augment.draw, augment.outcomes
+        super().__init__(augment)
+        self.outcomes = augment.outcomes
 
-    def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        x = self.augment(index, view).permute(0, 2, 3, 1)
-        return torch.stack([x.rot90(quarter, (1, 2)) for quarter in range(VIEWS)], 1).permute(0, 1, 4, 2, 3)
+    def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        for images in self.augment.stream(index, view, steps):
+            x = images.permute(0, 2, 3, 1)
+            yield torch.stack([x.rot90(quarter, (1, 2)) for quarter in range(VIEWS)], 1).permute(0, 1, 4, 2, 3)
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import torch
 from torch import nn
 
 import dataset
 import models
 
-from .parallel import one_before_the_others
+from .parallel import one_before_the_others, part
 from .util import UserError, mendable
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
-FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb"}
+FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -176,7 +177,14 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
     group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
     group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
-    group.add_argument("--num_workers", type=count, default=8, help="threads that decode image files")
+    group.add_argument(
+        "--loader",
+        choices=["auto", "memory", "stream", "dali"],
+        default="auto",
+        help="of image files: kept decoded, or read by workers all along; auto: kept where --memory_gb allows it",
+    )
+    group.add_argument("--memory_gb", type=above_zero, default=4.0, help="that kept images may take")
+    group.add_argument("--num_workers", type=count, default=8, help="that read image files, at most one for each core")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
 
@@ -276,9 +284,17 @@ def settle_seed(opt: argparse.Namespace) -> None:
 def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
     """The data set of the options, whole or limited. Raises UserError where its files are not as they should be."""
     with mendable(f"--dataset {opt.dataset}"), one_before_the_others():
-        return dataset.load(
-            opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, workers=opt.num_workers
-        )
+        storage = dataset.Storage(opt.loader, opt.memory_gb, opt.num_workers)
+        return dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, storage)
+
+
+def batches(
+    opt: argparse.Namespace, data: dataset.ImageSet, augment: dataset.Augment | dataset.Views, device: torch.device
+) -> tuple[dataset.Batches, dataset.ValBatches]:
+    """This process's part of the training batches, whose images `augment` gives, and of the validation batches."""
+    labels = data.train_labels.to(device)
+    train = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed, part=part())
+    return train, dataset.ValBatches.of(data, opt.batch_size, device, part=part())
 
 
 def images_of(data: dataset.ImageSet) -> models.Images:

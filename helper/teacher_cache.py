@@ -175,13 +175,14 @@ def open_caches(
     views, samples = getattr(augment, "outcomes", None), len(data.train_labels)
     if views is None:
         raise UserError(f"--cache_teacher: {type(augment).__name__} gives a sample more views than can be kept")
+    images = data.train_images if isinstance(data.train_images, Tensor) else data.train_images.identity()
     shown = list(some_of_each_view(augment, views, samples, device))
     common = {
         "dtype": opt.cache_dtype or "float32",
         "samples": samples,
         "views": views,
         "images_a_view": shown[0].shape[1] if shown[0].dim() == 5 else 1,
-        "images": hashed(("", x) for x in [data.train_images, *shown]),
+        "images": hashed(("", x) for x in [images, *shown]),
         "amp": opt.amp,
         "compile": opt.compile,
         "matmul": torch.get_float32_matmul_precision(),

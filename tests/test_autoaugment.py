@@ -73,7 +73,7 @@ def test_the_policy_is_torchvisions():
 def test_every_view_equals_torchvisions(monkeypatch):
     """All 25 sub-policies in all outcomes, in one batch: each sample has operations of its own."""
     images = some_images()
-    augment = AutoAugment(dataset.Augment(images.permute(0, 3, 1, 2), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    augment = AutoAugment(dataset.InMemory(images.permute(0, 3, 1, 2), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
     codes = torch.arange(400)
     index, view = codes % len(images), codes % 162
     found = augment(index, torch.stack([view, codes], 1))
@@ -92,7 +92,7 @@ def test_every_view_equals_torchvisions(monkeypatch):
 
 
 def test_draws_follow_the_probabilities():
-    augment = AutoAugment(dataset.Augment(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
+    augment = AutoAugment(dataset.InMemory(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
     n = 100_000
     view = augment.draw(n, torch.Generator().manual_seed(0))
     assert view.shape == (n, 2) and view.dtype == torch.int64
@@ -107,7 +107,7 @@ def test_draws_follow_the_probabilities():
 
 
 def test_refuses_what_gives_views_itself():
-    augment = AutoAugment(dataset.Augment(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
+    augment = AutoAugment(dataset.InMemory(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(ValueError, match="needs single images, AutoAugment gives views"):
         AutoAugment(augment)
 

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import functional as transforms
 
 import dataset
-from dataset import folder as folder_module
+from dataset import storage as storage_module
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -91,6 +91,7 @@ MAKERS = {
     "cinic10-valid": lambda place, patch: make_cinic10(place),
     "digits": lambda place, patch: place,
     "folder": lambda place, patch: make_tree(place),
+    "imagenet": lambda place, patch: make_tree(place),
     "stl10": make_stl10,
     "tinyimagenet": lambda place, patch: make_tinyimagenet(place),
 }
@@ -101,7 +102,7 @@ MAKERS = {
 def test_every_data_set(name, size, tmp_path, monkeypatch):
     data = dataset.load(name, MAKERS[name](tmp_path, monkeypatch), size)
     for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels)):
-        assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+        assert (next(iter(images.split(1))).dtype, labels.dtype) == (torch.uint8, torch.int64)
         assert images.shape[:2] == (len(labels), 3) and images.shape[2] == images.shape[3]
         assert size in (None, images.shape[2])
         assert labels.unique().tolist() == list(range(len(data.classes)))
@@ -274,14 +275,18 @@ def test_folder_sizes(tmp_path):
     plain = transforms.pil_to_tensor(transforms.center_crop(transforms.resize(image, 16), 16))
     assert torch.equal(data.train_images[0], plain)
     assert dataset.load("folder", wide).train_images.shape[-1] == 32
-    assert sorted(path.name for path in wide.glob(".cache*")) == [".cache-16.pt", ".cache-auto.pt"]
+    assert sorted(path.name for path in wide.glob(".cache*")) == [
+        *(f".cache-16-{kept}.pt" for kept in ("mean-std", "train", "val")),
+        *(f".cache-32-{kept}.pt" for kept in ("mean-std", "train", "val")),
+        ".cache-size.pt",
+    ]
 
 
 def test_folder_cache(tmp_path, monkeypatch):
     root = make_tree(tmp_path / "tree")
     decoded = []
-    real = folder_module.decode
-    monkeypatch.setattr(folder_module, "decode", lambda *args: decoded.append(1) or real(*args))
+    real = storage_module.decode
+    monkeypatch.setattr(storage_module, "decode", lambda *args: decoded.append(1) or real(*args))
 
     def load(place: Path = root) -> dataset.ImageSet:
         decoded.clear()
@@ -302,7 +307,8 @@ def test_folder_cache(tmp_path, monkeypatch):
     assert decoded
     shutil.copy(root / "val" / "bee" / "1.png", root / "val" / "bee" / "7.png")
     assert len(load(root).val_images) == 5 and decoded
-    cache = root / ".cache-auto.pt"
+    cache = root / ".cache-8-train.pt"
+    names = sorted(path.name for path in root.glob(".cache*"))
     for broken in (cache.read_bytes()[:500], b"", b"text", pickle.dumps({"key": 1}, protocol=2)):
         cache.write_bytes(broken)
         assert len(load(root).val_images) == 5 and decoded
@@ -311,13 +317,13 @@ def test_folder_cache(tmp_path, monkeypatch):
     cache.write_bytes(buffer.getvalue())
     assert load(root) and decoded
     assert load(root) and not decoded
-    assert [path.name for path in root.glob(".cache*")] == [cache.name]
+    assert sorted(path.name for path in root.glob(".cache*")) == names
 
     cache.unlink()
     cache.mkdir()  # for root too, a place where no file can be written
-    with pytest.warns(UserWarning, match="cache-auto.pt cannot be written, images are decoded at every start"):
+    with pytest.warns(UserWarning, match="cache-8-train.pt cannot be written, images are decoded at every start"):
         assert len(load(root).val_images) == 5 and decoded
-    assert [path.name for path in root.glob(".cache*")] == [cache.name]
+    assert sorted(path.name for path in root.glob(".cache*")) == names
 
 
 def test_folder_is_never_left_half_written(tmp_path, monkeypatch):
@@ -379,7 +385,7 @@ def test_folder_errors(spoil, kind, text, tmp_path):
         with pytest.raises(kind, match=text) as caught:
             dataset.load("folder", root, size)
         assert "\n" not in str(caught.value)
-    assert not root.exists() or not list(root.glob(".cache*"))
+    assert not list(root.glob(".cache*-val.pt"))
 
 
 # ---- subsets ----
@@ -411,7 +417,7 @@ def test_limit():
 @pytest.mark.parametrize(("padding", "flip", "shape"), [(4, True, (32, 32)), (2, False, (8, 12)), (0, True, (5, 5))])
 def test_augment_equals_torchvision(padding, flip, shape):
     images = some_images(9, 40)[:, :, : shape[0], : shape[1]]
-    augment = dataset.Augment(images, MEAN, STD, padding=padding, flip=flip)
+    augment = dataset.InMemory(images, MEAN, STD, padding=padding, flip=flip)
     side = 2 * padding + 1
     assert augment.outcomes == side**2 * (1 + flip)
     views = torch.arange(augment.outcomes)
@@ -430,7 +436,7 @@ def test_augment_equals_torchvision(padding, flip, shape):
 
 
 def test_draws_are_uniform():
-    augment = dataset.Augment(some_images(2), MEAN, STD)
+    augment = dataset.InMemory(some_images(2), MEAN, STD)
     views = augment.draw(162 * 1000, torch.Generator().manual_seed(0))
     assert views.dtype == torch.int64 and views.min() == 0 and views.max() == 161
     count = views.bincount(minlength=162).double()
@@ -442,7 +448,7 @@ def test_draws_are_uniform():
 
 
 def some_batches(n: int = 50, size: int = 8, seed: int = 1, wrap=lambda augment: augment, **more) -> dataset.Batches:
-    augment = dataset.Augment(some_images(n, 8), MEAN, STD, padding=1)
+    augment = dataset.InMemory(some_images(n, 8), MEAN, STD, padding=1)
     return dataset.Batches(wrap(augment), torch.arange(n) % 5, size, seed=seed, **more)
 
 
@@ -503,15 +509,13 @@ def test_epochs_do_not_touch_the_global_generator():
 
 
 def test_views_of_a_method():
-    class Two:
-        def __init__(self, inner):
-            self.inner = inner
-
+    class Two(dataset.Views):
         def draw(self, n, generator):
-            return torch.stack([self.inner.draw(n, generator) for _ in range(2)], 1)
+            return torch.stack([self.augment.draw(n, generator) for _ in range(2)], 1)
 
-        def __call__(self, index, view):
-            return torch.stack([self.inner(index, one) for one in view.unbind(1)], 1)
+        def stream(self, index, view, steps):
+            for both in zip(*(self.augment.stream(index, one, steps) for one in view.unbind(1)), strict=True):
+                yield torch.stack(both, 1)
 
     batches = some_batches(wrap=Two)
     steps = list(batches.epoch(2))

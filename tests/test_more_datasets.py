@@ -17,7 +17,7 @@ from torchvision.datasets import STL10
 from torchvision.transforms import functional as transforms
 
 import dataset
-from dataset import cinic10, tinyimagenet
+from dataset import storage
 
 # ---- made-up data in each set's layout ----
 
@@ -142,13 +142,15 @@ def test_tinyimagenet_from_a_folder(tmp_path):
     small = dataset.load("tinyimagenet", root, 32)
     plain = transforms.resize(Image.open(root / "val" / "images" / "val_0.JPEG"), [32])
     assert torch.equal(small.val_images[0], transforms.pil_to_tensor(plain)) and small.padding == 4
-    assert sorted(path.name for path in root.glob(".*")) == [".cache-tinyimagenet-32.pt", ".cache-tinyimagenet-64.pt"]
+    assert sorted(path.name for path in root.glob(".*")) == [
+        f".cache-{size}-{part}.pt" for size in (32, 64) for part in ("train", "val")
+    ]
 
 
 def test_tinyimagenet_is_decoded_once(tmp_path, monkeypatch):
     make_tinyimagenet(tmp_path)
     first = dataset.load("tinyimagenet", tmp_path)
-    monkeypatch.setattr(tinyimagenet, "decode", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(storage, "decode", lambda *args: pytest.fail("decoded again"))
     table = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     table.write_text(table.read_text().replace("val_0.JPEG\tn02", "val_0.JPEG\tn03"))
     again = dataset.load("tinyimagenet", tmp_path)  # labels are read anew
@@ -216,7 +218,7 @@ def test_tinyimagenet_errors(spoil, kind, text, tmp_path):
     spoil(make_tinyimagenet(tmp_path) / "tiny-imagenet-200")
     with pytest.raises(kind, match=text) as caught:
         dataset.load("tinyimagenet", tmp_path)
-    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/.cache*"))
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/.cache*-val.pt"))
 
 
 # ---- CINIC-10 ----
@@ -237,7 +239,7 @@ def cinic_part(root: Path, part: str) -> torch.Tensor:
 )
 def test_cinic10_splits(name, train, val, tmp_path):
     root = make_cinic10(tmp_path) / "CINIC-10"
-    data = dataset.load(name, tmp_path, workers=2)
+    data = dataset.load(name, tmp_path, storage=dataset.Storage(workers=2))
     assert torch.equal(data.train_images, torch.cat([cinic_part(root, part) for part in train]))
     assert torch.equal(data.val_images, cinic_part(root, val))
     twice = [label for label in range(10) for _ in range(2)]
@@ -249,8 +251,8 @@ def test_cinic10_splits(name, train, val, tmp_path):
 def test_cinic10_decodes_each_part_once(tmp_path, monkeypatch):
     root = make_cinic10(tmp_path) / "CINIC-10"
     decoded = []
-    real = cinic10.decode
-    monkeypatch.setattr(cinic10, "decode", lambda paths, *args: decoded.append(len(paths)) or real(paths, *args))
+    real = storage.decode
+    monkeypatch.setattr(storage, "decode", lambda paths, *args: decoded.append(len(paths)) or real(paths, *args))
     first = dataset.load("cinic10", root)
     assert decoded == [20, 10]
     enlarged = dataset.load("cinic10-enlarged", tmp_path)

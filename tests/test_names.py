@@ -33,6 +33,8 @@ METHOD = '''"""Throw-away methods."""
 import torch
 from torch import Tensor, nn
 
+from dataset import Views
+
 from .base import Batch, Distiller, Output, Pair
 
 
@@ -49,13 +51,10 @@ class Mean(Distiller, name="throwaway", aliases=("thrown",)):
         return self.scale * (s.logits.mean(0) - t.logits.mean(0)).square().sum()
 
 
-class Twice:
-    def __init__(self, augment):
-        self.draw, self.augment = augment.draw, augment
-
-    def __call__(self, index, view):
-        images = self.augment(index, view)
-        return torch.stack([images, images.flip(-1)], 1)
+class Twice(Views):
+    def stream(self, index, view, steps):
+        for images in self.augment.stream(index, view, steps):
+            yield torch.stack([images, images.flip(-1)], 1)
 
 
 class Wrapped(nn.Module):

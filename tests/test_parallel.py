@@ -109,7 +109,7 @@ class Case:
             s, t, method = build(DEEPER, 1)
         except ValueError:  # needs equal channels
             s, t, method = build(EQUAL, 1)
-        augment = method.views(dataset.Augment(torch.zeros(2, 3, 8, 8).byte(), *HALF))
+        augment = method.views(dataset.InMemory(torch.zeros(2, 3, 8, 8).byte(), *HALF))
         views = augment(torch.arange(2), augment.draw(2, torch.Generator())).shape[1:-3]
         if views:
             s, t, method = build(DEEPER, views[0])
@@ -307,7 +307,7 @@ def test_refused_under_torchrun(monkeypatch, capsys, flags: str, message: str) -
 def test_shares_of_batches(n: int, world: int) -> None:
     """In order they are the batches of one process, whose last one may be too small for several."""
     images, labels = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8), torch.arange(n) % 5
-    augment = dataset.Augment(images, *HALF)
+    augment = dataset.InMemory(images, *HALF)
     one, *shares = (
         list(dataset.Batches(augment, labels, 8, seed=3, part=part).epoch(2))
         for part in [(0, 1), *((rank, world) for rank in range(world))]
@@ -329,7 +329,7 @@ def test_shares_of_batches(n: int, world: int) -> None:
 
 
 def test_too_small_shares() -> None:
-    augment = dataset.Augment(torch.zeros(9, 3, 8, 8).byte(), *HALF)
+    augment = dataset.InMemory(torch.zeros(9, 3, 8, 8).byte(), *HALF)
     with pytest.raises(ValueError, match="a batch of 5 leaves less than 2 samples for each of 3 processes"):
         dataset.Batches(augment, torch.zeros(9).long(), 5, seed=0, part=(0, 3))
 

@@ -94,7 +94,7 @@ def test_right_answers_are_kept_whatever_the_ratio():
 
 def augmentation():
     images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return dataset.Augment(images, (0.5,) * 3, (0.5,) * 3, padding=1)
+    return dataset.InMemory(images, (0.5,) * 3, (0.5,) * 3, padding=1)
 
 
 def test_four_rotations():

@@ -1,0 +1,107 @@
+"""Where the images of files live while a network trains: decoded in memory, or in their files."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import ImageSet
+from .files import Found, cached, decode
+from .pixels import Channels
+
+LARGEST_KEPT = 64  # pixels a side; larger images are cropped at random sizes, for which their files are needed
+
+
+class Storage(NamedTuple):
+    """`--loader`, `--memory_gb` and `--num_workers`."""
+
+    loader: str = "auto"
+    memory_gb: float = 4.0
+    workers: int = 8
+
+    def settled(self, size: int, n_train: int, n_val: int) -> "Storage":
+        """With a loader other than auto. Raises ValueError where that cannot be, with the size that would do."""
+        kept = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
+        if self.loader == "auto":
+            fits = size <= LARGEST_KEPT and kept <= self.memory_gb
+            return self._replace(loader="memory" if fits else "stream")
+        if self.loader == "memory" and size > LARGEST_KEPT:
+            raise ValueError(f"--loader memory: images of at most {LARGEST_KEPT} pixels are kept, these have {size}")
+        if self.loader == "memory" and kept > self.memory_gb:
+            raise ValueError(f"--loader memory: the images take {kept:.3g} GB, --memory_gb is {self.memory_gb:g}")
+        if self.loader == "dali" and size <= LARGEST_KEPT:
+            raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
+        return self
+
+    def images(self, size: int, *parts: tuple[Path, list[Found]]) -> "Tensor | Files":
+        """The images [N, 3, size, size] of all parts, each of which has a place for its cache; for `settled` ones."""
+        if self.loader != "memory":
+            paths = [os.fsencode(file.path) for _, files in parts for file in files]
+            return Files(np.array(paths), size, self)
+        kept = [cached(cache, files, partial(self._decode, files, size)) for cache, files in parts]
+        return torch.cat(kept) if len(kept) > 1 else kept[0]
+
+    def _decode(self, files: list[Found], size: int) -> Tensor:
+        return decode([file.path for file in files], size, self.workers)
+
+
+class Listing(NamedTuple):
+    """The image files of a data set and their labels, which are places in `classes`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    train_files: list[Found]
+    train_labels: list[int]
+    val_files: list[Found]
+    val_labels: list[int]
+
+    def at(self, size: int, storage: Storage, mean: Channels, std: Channels) -> ImageSet:
+        """In images of `size` pixels; kept ones beside train/ too. Raises what `Storage.settled` raises."""
+        storage = storage.settled(size, len(self.train_files), len(self.val_files))
+        return ImageSet(
+            storage.images(size, (self.root / f".cache-{size}-train.pt", self.train_files)),
+            torch.tensor(self.train_labels),
+            storage.images(size, (self.root / f".cache-{size}-val.pt", self.val_files)),
+            torch.tensor(self.val_labels),
+            self.classes,
+            mean,
+            std,
+            padding=size // 8,
+        )
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images [N, 3, size, size] that stay in their files; a part of them is taken as from a tensor."""
+
+    paths: np.ndarray  # [N] bytes: one block of memory, which worker processes share
+    size: int
+    storage: Storage
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.paths), 3, self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, part: slice | Tensor) -> "Files":
+        return replace(self, paths=self.paths[part])
+
+    def identity(self) -> Tensor:
+        """What tells these images from others: name, size and time of each file."""
+        stats = [(os.path.basename(path), os.stat(path)) for path in self.paths.tolist()]
+        return torch.tensor([[zlib.crc32(name), stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        """Decoded, `n` at a time: [n, 3, size, size] uint8."""
+        for start in range(0, len(self), n):
+            paths = [os.fsdecode(path) for path in self.paths[start : start + n]]
+            yield decode(paths, self.size, self.storage.workers)
