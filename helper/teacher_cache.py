@@ -12,16 +12,14 @@ before, on which its last bit may depend. Processes may write at once; the folde
 """
 
 import argparse
-import fcntl
 import hashlib
 import itertools
 import json
 import math
-import mmap
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,27 +53,23 @@ class TeacherCache:
         self.widths = [like.logits.shape[1], like.pooled.shape[1]]
         self.values = self.images * sum(self.widths)
         self.words = math.ceil(self.values * self.dtype.itemsize / 8) + 1
-        self.shape = about["samples"] * self.views, self.words
-        self.size = 8 * math.prod(self.shape)  # bytes; the file is sparse: rows that were never met take none
+        # bytes; the file is sparse: rows that were never met take none
+        self.size = about["samples"] * self.views * 8 * self.words
         text = json.dumps(about, sort_keys=True).encode()
         self.key = hashlib.blake2b(text, digest_size=DIGEST).digest()
         # odd: a change of one word always changes the seal, and a row of zeros has none
         self.factors = np.frombuffer(hashlib.shake_128(text).digest(8 * self.words), np.int64) | 1
+        self.warned = False
         self.folder = Path(root) / (re.sub(r"[^\w.-]", "_", about["network"]) + "-" + self.key.hex())
 
     def open(self) -> None:
         """Makes what is not there yet. Raises OSError where the folder cannot be made or written."""
+        import fcntl  # Unix only, and only needed here
+
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "about.json").exists():
             checkpoint.save_json(self.folder / "about.json", self.about)  # for people
         self.file = unbuffered(self.folder / "rows")
-        found = os.fstat(self.file.fileno()).st_size
-        if found not in (0, self.size):
-            warnings.warn(f"{self.file.name}: {found} bytes, not {self.size}; what is lost is made anew", stacklevel=2)
-        self.file.truncate(self.size)
-        mapped = mmap.mmap(self.file.fileno(), self.size, prot=mmap.PROT_READ)
-        mapped.madvise(mmap.MADV_RANDOM)
-        self.table = np.frombuffer(mapped, np.int64).reshape(self.shape)
         self.journal = None
         for n in itertools.count():
             path = self.folder / f"journal{n}"
@@ -95,9 +89,12 @@ class TeacherCache:
         """The teacher's Output, without maps, for all images [B * images_a_view, C, H, W] of a batch."""
         index, view = batch.drawn
         rows = (index * self.views + view).numpy()
-        kept = self.table[rows]  # a copy: what is checked is what is used
+        kept = self.get(rows)
         missing = np.flatnonzero(kept[:, -1] != self.seals(rows, kept[:, :-1]))
         if len(missing):
+            if kept[missing].any() and not self.warned:
+                warnings.warn(f"{self.file.name}: rows that are not whole are made anew", stacklevel=2)
+                self.warned = True
             kept[missing] = self.ask(teacher, images, rows, missing)
         values = torch.from_numpy(kept)[:, :-1].view(self.dtype)[:, : self.values].reshape(-1, sum(self.widths))
         values = values.pin_memory() if images.is_cuda else values
@@ -107,11 +104,13 @@ class TeacherCache:
 
     def ask(self, teacher: nn.Module, images: Tensor, rows: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """What is kept of the teacher's answers for the samples at the places `missing` of the batch."""
-        if len(missing) < len(rows):
-            places = (torch.from_numpy(missing).unsqueeze(1) * self.images + torch.arange(self.images)).flatten()
-            images = images.index_select(0, places.to(images.device)).contiguous(memory_format=torch.channels_last)
+        places = (torch.from_numpy(missing).unsqueeze(1) * self.images + torch.arange(self.images)).flatten()
+        places, whole = places.to(images.device), self.about["compile"]  # which would compile every size anew
+        if not whole and len(missing) < len(rows):
+            images = images.index_select(0, places).contiguous(memory_format=torch.channels_last)
         answer = teacher(images, is_feat=True)
-        exact = torch.cat([answer.logits.float(), answer.pooled.float()], 1).cpu()
+        exact = torch.cat([answer.logits.float(), answer.pooled.float()], 1)
+        exact = (exact.index_select(0, places) if whole else exact).cpu()
         values = exact.to(self.dtype).view(len(missing), -1)
         data = F.pad(values.view(torch.uint8), (0, 8 * self.words - 8 - self.values * self.dtype.itemsize))
         data = data.view(torch.int64).numpy()
@@ -130,23 +129,28 @@ class TeacherCache:
         return hashlib.blake2b(body, digest_size=DIGEST, key=self.key).digest()
 
     def write(self, rows: np.ndarray, records: np.ndarray) -> None:
-        """Writes by calls, not to mapped memory, where a full disk would end the process."""
-        if self.journal is None:
-            return
         entries = np.column_stack([rows, records])
         body = entries.tobytes()
         try:
-            os.pwrite(self.journal.fileno(), self.digest(body) + body, 0)
-            self.journal.truncate(DIGEST + len(body))
-            self.put(entries)
+            if not self.journal.closed:
+                os.pwrite(self.journal.fileno(), self.digest(body) + body, 0)
+                self.journal.truncate(DIGEST + len(body))
+                self.put(entries)
         except OSError as error:
-            warnings.warn(f"--cache_teacher: no more rows are kept: {error}", stacklevel=2)
-            self.journal = None
+            warnings.warn(f"--cache_teacher: from here on no rows are kept: {error}", stacklevel=2)
+            self.journal.close()
 
     def put(self, entries: np.ndarray) -> None:
         """Writes rows to their places: [n, 1 + words], the place first."""
         for entry in entries:
             os.pwrite(self.file.fileno(), entry[1:], int(entry[0]) * 8 * self.words)
+
+    def get(self, rows: np.ndarray) -> np.ndarray:
+        """[n, words]; zeros where nothing was written. Not through mapped memory, which takes no less time, because
+        that ends the process where the file is shorter than it was, or lies in memory that is full."""
+        size, file = 8 * self.words, self.file.fileno()
+        found = b"".join(os.pread(file, size, row * size).ljust(size, b"\0") for row in rows.tolist())
+        return np.frombuffer(bytearray(found), np.int64).reshape(-1, self.words)
 
 
 def unbuffered(path: Path) -> IO[bytes]:
@@ -163,11 +167,6 @@ def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return found.hexdigest()
 
 
-def some_of_each_view(augment: Callable, views: int, samples: int, device: torch.device) -> Iterator[Tensor]:
-    for view in torch.arange(views, device=device).split(64):
-        yield augment(view % samples, view)
-
-
 def open_caches(
     opt: argparse.Namespace, teachers: Sequence[nn.Module], augment: Any, data: ImageSet, device: torch.device
 ) -> list[TeacherCache]:
@@ -176,13 +175,15 @@ def open_caches(
     if views is None:
         raise UserError(f"--cache_teacher: {type(augment).__name__} gives a sample more views than can be kept")
     images = data.train_images if isinstance(data.train_images, Tensor) else data.train_images.identity()
-    shown = list(some_of_each_view(augment, views, samples, device))
+    view = torch.arange(views, device=device)
+    shown = (augment(some % samples, some) for some in view.split(64))
+    one = augment(view[:1], view[:1])
     common = {
         "dtype": opt.cache_dtype or "float32",
         "samples": samples,
         "views": views,
-        "images_a_view": shown[0].shape[1] if shown[0].dim() == 5 else 1,
-        "images": hashed(("", x) for x in [images, *shown]),
+        "images_a_view": one.shape[1] if one.dim() == 5 else 1,
+        "images": hashed(("", x) for x in itertools.chain([images], shown)),
         "amp": opt.amp,
         "compile": opt.compile,
         "matmul": torch.get_float32_matmul_precision(),

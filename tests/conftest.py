@@ -1,6 +1,7 @@
 """What several tests share: quick runs of the scripts on the shipped digits."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,13 @@ def python(tmp_path_factory) -> Path:
         write_client(here / "python", here / "socket")
         yield here / "python"
         server.terminate()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

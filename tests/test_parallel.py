@@ -7,7 +7,6 @@ import argparse
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import traceback
@@ -234,13 +233,6 @@ def finished(processes: list[subprocess.Popen], status: int = 0) -> list[tuple[s
     said = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [status] * len(said), said
     return said
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def arguments(teacher: Path, save: Path, methods: str = "ab,crd -b 0,0.8 --init_epochs 1") -> list[str]:
