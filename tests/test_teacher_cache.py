@@ -23,10 +23,11 @@ from test_parallel import finished, ranks
 from test_resume import equal, results
 from torch import Tensor, nn
 
+import dataset
 import models
 import train_student
-from dataset.base import Batch, ImageSet
-from dataset.batches import Augment
+from dataset import Augment, ImageSet
+from dataset.base import Batch
 from distiller_zoo.sskd import Rotations
 from helper.loops import Precision, Stage, Step, directly
 from helper.teacher_cache import TeacherCache, open_caches
@@ -296,13 +297,13 @@ def ingredients() -> tuple[argparse.Namespace, list[nn.Module], Augment, ImageSe
     half = (0.5,) * 3
     data = ImageSet(images, torch.arange(6) % 2, images, torch.arange(6) % 2, ("a", "b"), half, half, padding=1)
     opt = argparse.Namespace(cache_dtype=None, cache_gb=None, amp="off", compile=False, model_t=["resnet8"])
-    return opt, [models.create_model("resnet8", 2).eval()], Augment.of(data, "cpu"), data
+    return opt, [models.create_model("resnet8", 2).eval()], dataset.augmentation(data, "cpu"), data
 
 
 def folder_of(change: object, root: Path) -> Path:
     opt, teachers, augment, data = ingredients()
     opt.cache_teacher = str(root)
-    augment = change(opt, teachers[0], data) or Augment.of(data, "cpu")
+    augment = change(opt, teachers[0], data) or dataset.augmentation(data, "cpu")
     return open_caches(opt, teachers, augment, data, torch.device("cpu"))[0].folder
 
 
@@ -315,7 +316,7 @@ CHANGES = {
     "deviation": lambda opt, teacher, data: setattr(data, "std", (0.5, 0.5, 0.501)),
     "padding": lambda opt, teacher, data: setattr(data, "padding", 2),
     "flip": lambda opt, teacher, data: setattr(data, "flip", False),
-    "views": lambda opt, teacher, data: Rotations(Augment.of(data, "cpu")),
+    "views": lambda opt, teacher, data: Rotations(dataset.augmentation(data, "cpu")),
     "network": lambda opt, teacher, data: setattr(opt, "model_t", ["resnet14"]),
     "precision": lambda opt, teacher, data: setattr(opt, "amp", "bf16"),
     "compilation": lambda opt, teacher, data: setattr(opt, "compile", True),
