@@ -13,8 +13,8 @@ import dataset
 import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, options, parallel
-from helper.loops import Precision, Stage, fit, validate
+from helper import checkpoint, export, options, parallel
+from helper.loops import Precision, Stage, fit, test, validate
 from helper.run import Run
 from helper.slow import SlowWeights
 from helper.teacher_cache import open_caches
@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def settle(opt: argparse.Namespace) -> dict[str, dict]:
     """Fills in what depends on other options. Returns the keyword values of each method in use."""
-    options.settle_seed(opt)
+    options.begin(opt)
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
     weights = [method.weights for method in methods]
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     taught = opt.alpha or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
     flag, given = ("--pretrained_t", opt.model_t) if opt.pretrained_t else ("--path_t", opt.path_t or [])
     asked = taught or any(cls.init_loss for cls in classes)
-    if not given and asked:
+    if not given and asked and opt.test_only is None:
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
     for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
         if len(given) > 1 and not cls.all_teachers:
@@ -121,18 +121,10 @@ def main(argv: list[str] | None = None) -> None:
     options.check_cache(opt, asked)
     teacher_states = load_teachers(opt) if given else []
 
-    betas = ",".join(map(str, opt.beta))
-    name = "S:{}_T:{}_{}_{}_r:{}_a:{}_b:{}_{}".format(
-        opt.model_s,
-        "+".join(opt.model_t or ["None"]),
-        opt.dataset,
-        ",".join(opt.distill),
-        opt.gamma,
-        opt.alpha,
-        betas,
-        opt.trial,
-    )
-    run = Run("student_model", name, opt)
+    methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
+    name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"
+    name += f"_r:{opt.gamma}_a:{opt.alpha}_b:{betas}_{opt.trial}"
+    run = Run("student_model", name, opt, start=opt.path_s)
     if run.finished:
         return run.already_done()
 
@@ -168,6 +160,8 @@ def main(argv: list[str] | None = None) -> None:
             augment = method.views(augment)
             student = method.wrap(student)
     batches, val_batches = options.batches(opt, data, augment, device)
+    if opt.test_only is not None:
+        return test(run, opt.model_s, student, val_batches, opt, device)
 
     fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
     slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None
@@ -193,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         batches=batches, val_batches=val_batches, device=device, facts=facts,
         slow=slow, beside=beside,
     )  # fmt: skip
+    export.save(run, slow.network if slow else student, val_batches, images, data.classes)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import torch
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import options, parallel
-from helper.loops import Stage, fit
+from helper import export, options, parallel
+from helper.loops import Stage, fit, test
 from helper.run import Run
 from helper.util import command, seed_everything
 
@@ -28,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
-    options.settle_seed(opt)
+    options.begin(opt)
     device = parallel.start(opt)
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
 
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
+    if opt.test_only is not None:
+        return test(run, opt.model, model, val_batches, opt, device)
 
     facts = options.facts(opt.model, model, data)
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         run, [stage], opt, student=model, criterion=criterion,
         batches=batches, val_batches=val_batches, device=device, facts=facts,
     )  # fmt: skip
+    export.save(run, model, val_batches, options.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import nn
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, options, parallel
-from helper.loops import Stage, fit
+from helper import checkpoint, export, options, parallel
+from helper.loops import Stage, fit, test
 from helper.run import Run
 from helper.util import UserError, command, mendable, seed_everything
 
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
-    options.settle_seed(opt)
+    options.begin(opt)
     device = parallel.start(opt)
     state = checkpoint.load(opt.path_s, "--path_s")
     opt.model_s = opt.model_s or checkpoint.find_name(state, opt.path_s, models.is_model)
@@ -70,12 +70,15 @@ def main(argv: list[str] | None = None) -> None:
 
     criterion = Criterion()
     batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
+    if opt.test_only is not None:
+        return test(run, opt.model_s, student, val_batches, opt, device)
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
     fit(
         run, [stage], opt, student=student, criterion=criterion,
         batches=batches, val_batches=val_batches, device=device, facts=options.facts(opt.model_s, student, data),
     )  # fmt: skip
+    export.save(run, student, val_batches, options.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
     if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
         weights = model.convert(weights)
     own = model.state_dict()
-    head = head_key(model)
+    head = head_key(model) if hasattr(model, "head") else None  # a network that a method has wrapped may have none
     if head in weights and weights[head].dim() == 2 and len(weights[head]) != len(own[head]):
         raise UserError(f"{flag} {path}: has {len(weights[head])} classes, the data set has {len(own[head])}")
     # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import parallel
+from . import checkpoint, parallel
 from .interrupt import Signals
 from .meters import Meters
 from .run import Run
@@ -301,6 +301,16 @@ def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> d
     sums = parallel.total(torch.cat([sums, sums.new_tensor([images])]))
     loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return {"val_loss": loss, "val_acc": 100.0 * top1, "val_acc_top5": 100.0 * top5}
+
+
+def test(
+    run: Run, name: str, network: nn.Module, val_batches: Iterable, opt: argparse.Namespace, device: torch.device
+) -> None:
+    """`--test_only`: says how the network does with the weights that the run has found; without any, as it is."""
+    if run.state:
+        checkpoint.load_weights(network, name, run.state, "--test_only", run.tested)
+    row = validate(val_batches, parallel.spread(network, device), Precision(opt.amp, device))
+    print(f"{run.tested}: loss {row['val_loss']:.4f}  top-1 {row['val_acc']:.2f} %  top-5 {row['val_acc_top5']:.2f} %")
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from torch import nn
 import dataset
 import models
 
+from . import export, run_log
 from .parallel import one_before_the_others, part
 from .util import UserError, mendable
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
-FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb"}
+FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,6 +163,11 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--run_name", help="name of the run's folder; default: made of the options")
     group.add_argument("--save_folder", default="./save", help="folder of all runs")
     group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
+    group.add_argument("--test_only", metavar="FILE", nargs="?", const="", help="validate it (the run's last.pth)")
+    group.add_argument("--run_log", metavar="FILE", help="what is printed goes to this file too, with the time")
+    group.add_argument(
+        "--export", type=export.formats, default=[], metavar="FORMATS", help=f"some of {','.join(export.FORMATS)}"
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
@@ -274,7 +281,11 @@ def take_method_options(
     return chosen
 
 
-def settle_seed(opt: argparse.Namespace) -> None:
+def begin(opt: argparse.Namespace) -> None:
+    """What every run does first: starts its log in the first process, and settles its seed."""
+    if opt.run_log and os.environ.get("RANK", "0") == "0":
+        with mendable(f"--run_log {opt.run_log}"):
+            run_log.start(opt.run_log)
     if opt.seed is None:
         if not str(opt.trial).isdigit():
             raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, parallel
+from . import checkpoint, export, parallel
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -25,25 +25,47 @@ class Run:
 
     Building it only reads; `start` is the first to write, and of several processes only the first one writes. Raises
     UserError where the folder belongs to a run with other options, or cannot be written.
+    start: the checkpoint that the network starts from, which --test_only takes where there is no such run.
     """
 
-    def __init__(self, kind: str, name: str, opt: argparse.Namespace) -> None:
+    def __init__(self, kind: str, name: str, opt: argparse.Namespace, start: str | None = None) -> None:
         self.folder = Path(opt.save_folder) / kind / (opt.run_name or name)
-        self.options = {k: v for k, v in vars(opt).items() if k not in ("config", "resume")}
-        self.state: dict[str, Any] | None = None  # of the interrupted run
+        self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
+        self.options = {k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only")}
+        self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
         self.finished = False
+        last = self.folder / "last.pth"
+        if opt.test_only is not None:
+            self.tested = self._to_test(opt.test_only, last, start)
+            return
         parent = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"--save_folder {opt.save_folder}: {parent} is not a folder that can be written")
         if opt.resume == "never":
             return
-        if (summary := self.folder / "summary.json").is_file():
+        exported = all(path.is_file() for path in export.files(self.stem, opt.export))
+        if (summary := self.folder / "summary.json").is_file() and (exported or not last.is_file()):
             self._compare(self._read_json(self.folder / "options.json")["options"])
             self.finished = True
             self.summary = self._read_json(summary)
-        elif (last := self.folder / "last.pth").is_file():
+        elif last.is_file():
             self.state = checkpoint.load(last, "the interrupted run's")
             self._compare(self.state["options"])
+
+    def _to_test(self, given: str, last: Path, start: str | None) -> str:
+        """Finds and reads the file that is tested: the given one, else the last of a run so called, else `start`."""
+        if not given and last.is_file():
+            self.state = checkpoint.load(last, "the run's")
+            try:
+                self._compare(self.state["options"])
+                return str(last)
+            except UserError:
+                if start is None:
+                    raise
+        self.state = checkpoint.load(given, "--test_only") if given else None
+        if not (given or start):
+            raise UserError(f"--test_only: expected a run of these options, but there is no {last}; or name a FILE")
+        return given or start
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torchvision
 
+from . import run_log
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the flag or file, what was expected and what was found."""
@@ -38,6 +40,7 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
     """
 
     @functools.wraps(main)
+    @run_log.ends_here()
     def run(argv: list[str] | None = None) -> None:
         try:
             main(argv)

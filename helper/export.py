@@ -1,0 +1,116 @@
+"""`--export`: the trained network as a file that runs without this project, checked before it gets its name."""
+
+import copy
+import io
+import warnings
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models import Images
+
+from . import checkpoint
+from .parallel import in_first
+from .util import UserError
+
+TOLERANCE = 1e-4  # of the largest logit, or of 1: sums in another order differ by a hundredth of that
+Function = Callable[[Tensor], Tensor]
+
+
+def to_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
+    import onnxruntime  # optional
+
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, dynamic_shapes=any_batch(), **names)
+    data = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return data, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def to_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, but asked for; what tracing may get wrong is checked
+        torch.jit.save(torch.jit.trace(network, images, check_trace=False), file)
+        return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
+
+
+def to_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=any_batch(), strict=False), file)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def any_batch() -> tuple[dict]:
+    """Of an input's shape only the first number may change."""
+    return ({0: torch.export.Dim("batch")},)
+
+
+class Format(NamedTuple):
+    suffix: str
+    make: Callable[[nn.Module, Tensor], tuple[bytes, Function]]  # the file, and what it computes when loaded again
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format(".onnx", to_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "torchscript": Format(".pt", to_torchscript),
+    "pt2": Format(".pt2", to_pt2),
+}
+
+
+def formats(text: str) -> list[str]:
+    """An argparse type: `onnx,pt2` -> ["onnx", "pt2"], whose packages are there; empty: none."""
+    names = text.split(",") if text else []
+    for name in names:
+        if name not in FORMATS:
+            raise ArgumentTypeError(f"expected some of {','.join(FORMATS)}, found {name!r}")
+        if missing := [package for package in FORMATS[name].packages if not find_spec(package)]:
+            raise ArgumentTypeError(f"{name} needs {', '.join(missing)} (pip install {' '.join(missing)})")
+    return names
+
+
+def files(stem: Path, names: list[str]) -> list[Path]:
+    """What `save` writes: STEM.onnx, STEM.pt, STEM.pt2, and STEM.json, which says what goes in and what comes out."""
+    suffixes = [FORMATS[name].suffix for name in names]
+    return [stem.with_suffix(suffix) for suffix in (*suffixes, ".json")] if names else []
+
+
+@in_first
+@torch.no_grad()
+def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classes: Sequence[str]) -> None:
+    """Writes `files` for a finished run: its network in float32, for images [B, 3, H, W] normalised as in training.
+
+    batches: of such images, whose first batch is compared; `images` says how they were normalised. Raises UserError
+    where the network cannot be exported, or where the exported one's logits differ from its own by more than TOLERANCE.
+    """
+    names = run.options["export"]
+    if not names:
+        return
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+    batch = next(iter(batches)).images.cpu().contiguous()
+    expected = network(batch)
+    allowed, found = TOLERANCE * max(1.0, expected.abs().max().item()), {}
+    for name, path in zip(names, files(run.stem, names), strict=False):
+        try:  # more than one image, or their number would be taken for fixed
+            data, exported = FORMATS[name].make(network, torch.cat([batch[:1], batch[-1:]]))
+            difference = max((exported(batch[:n]) - expected[:n]).abs().max().item() for n in (1, len(batch)))
+        except Exception as error:  # exporters raise whatever they meet
+            raise UserError(f"--export {name}: {error!r:.300}") from None
+        if not difference <= allowed:
+            raise UserError(f"--export {name}: its logits are {difference:.2g} from the network's, not {allowed:.2g}")
+        checkpoint.atomically(path, lambda file, data=data: file.write(data))
+        found[name] = difference
+        print(f"exported: {path}")
+    given = {"name": "images", "dtype": "float32", "shape": ["batch", *batch.shape[1:]]}
+    given |= {"values": "(RGB in 0..1 - mean) / std", "mean": images.mean, "std": images.std}
+    logits = {"name": "logits", "dtype": "float32", "shape": ["batch", len(classes)], "classes": classes}
+    facts = {key: run.summary[key] for key in ("model_name", "parameters", "last_acc")}
+    said = facts | {"input": given, "output": logits, "largest_difference": found}
+    checkpoint.save_json(files(run.stem, names)[-1], said)

@@ -1,0 +1,50 @@
+"""`--run_log FILE`: what a run prints also goes to a file, line by line with the time, behind what is there."""
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Copied:
+    """A stream whose lines also go to `file`; of a line that was written over (a progress bar), the last state."""
+
+    def __init__(self, stream: TextIO, file: TextIO) -> None:
+        self.stream, self.file, self.line = stream, file, ""
+
+    def write(self, text: str) -> int:
+        *lines, rest = (self.line + text).split("\n")
+        self.note(lines)
+        self.line = rest.rpartition("\r")[2]
+        return self.stream.write(text)
+
+    def note(self, lines: list[str]) -> None:
+        for line in lines:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), line.rpartition("\r")[2], file=self.file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def start(path: str) -> None:
+    """From here on what is printed is also in the file. Raises OSError where it cannot be written."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a", buffering=1)
+    sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
+
+
+@contextlib.contextmanager
+def ends_here() -> Iterator[None]:
+    """A log that the block has started ends with it, or with the traceback that will be printed behind it."""
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    except Exception:
+        if isinstance(sys.stderr, Copied):
+            sys.stderr.note(traceback.format_exc().splitlines())
+        raise
+    finally:
+        sys.stdout, sys.stderr = streams
