@@ -58,11 +58,12 @@ def relation(a: Tensor, b: Tensor) -> Tensor:
 
 def decompose(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values [B, m] and right singular vectors [B, n, m] of x [B, r, n], largest first."""
-    if x.shape[2] <= x.shape[1]:
-        square, v = torch.linalg.eigh(x.mT @ x)
-    else:
-        square, u = torch.linalg.eigh(x @ x.mT)
-        v = unit(x.mT @ u, dim=1)
+    wide = x.shape[2] > x.shape[1]
+    product = x @ x.mT if wide else x.mT @ x
+    square, v = torch.linalg.eigh(product.nan_to_num(0, 0, 0))  # it raises for what the loss is to show:
+    square = square + 0 * product.diagonal(dim1=1, dim2=2)
+    if wide:
+        v = unit(x.mT @ v, dim=1)
     return square.flip(1).clamp_min(0.0), v.flip(2)
 
 

@@ -163,7 +163,7 @@ def fit(
                 fused=True,
             )
             if opt.momentum:
-                # PyTorch's fused step makes them of stale memory, and leaves it so where fp16 overflows at once
+                # the fused step would begin with stale memory, and leave it so where fp16 overflows
                 for p in parameters:
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
             teachers = [ready(teacher) for teacher in stage.teachers]

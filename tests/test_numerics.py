@@ -6,7 +6,10 @@ import re
 
 import pytest
 import torch
+from fakes import batch
+from test_methods import NAMES, build, change, example, losses, views_of
 from test_resume import arguments, equal, results
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import train_student
@@ -119,3 +122,53 @@ def test_gradients_that_overflow_at_any_scale_stop_the_run(teacher, tmp_path, sc
         train_student.main(half(teacher, tmp_path))
     assert stop.value.code == 3 and "epoch 1: the gradients overflow in fp16" in capsys.readouterr().err
     assert not (tmp_path / "student_model" / "r" / "last.pth").exists()
+
+
+def first_is_nan(x):
+    return torch.cat([x[:1] * float("nan"), x[1:]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_hides_a_nan(name):
+    """In what either network says of one sample: the loss is not finite, or it does not read that at all."""
+    views = views_of(name)
+    outputs = example(6 * views)
+
+    def found(side, f):
+        torch.manual_seed(0)
+        given = [change(o, f) if i == side else o for i, o in enumerate(outputs)]
+        return losses(build(name, *outputs), *given, batch(outputs[0], views=views))
+
+    for side in (0, 1):
+        for broken, other, plain in zip(*(found(side, f) for f in (first_is_nan, torch.exp, torch.clone)), strict=True):
+            assert not broken.isfinite() or torch.equal(other, plain)
+
+
+class NoHalf(TorchDispatchMode):
+    """Raises where something is computed in half precision; what only moves numbers is let through."""
+
+    moves = set(
+        "_to_copy clone copy_ detach alias view _unsafe_view as_strided t transpose permute slice select unsqueeze "
+        "expand cat stack index index_select gather split unbind topk where new_zeros empty_like zeros_like".split()
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        for x in found if isinstance(found, (tuple, list)) else [found]:
+            half = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
+            assert not half or func.overloadpacket.__name__ in self.moves, f"{func} in half precision"
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_compute_in_float32(name, dtype):
+    """Whatever the networks run in; the gradient returns to what they run in."""
+    views = views_of(name)
+    s, t = example(6 * views, dtype)
+    method = build(name, s, t)
+    if hasattr(method, "start"):  # a network of its own, which runs as the others do
+        method.start.forward = lambda images: t.logits
+    with NoHalf():
+        found = losses(method, s, t, batch(s, views=views))
+    assert all(loss.dtype == torch.float32 for loss in found)
