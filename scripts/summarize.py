@@ -5,7 +5,8 @@ python scripts/summarize.py save --out results/mine --figures
 
 A row is all runs that differ in nothing but trial, seed, names, folders and device (probes: those of their students
 included): mean ± sample deviation of the last epoch. The gain is over `none` with the same network, data and training
-options. Published numbers (results/published.csv) are those of the last of 240 epochs on CIFAR-100.
+options. Published numbers (results/published.csv) are those of the last of 240 epochs on CIFAR-100, and on ImageNet
+those of torchdistill's recipes (configs/ilsvrc2012), whose best epoch is reported.
 """
 
 import argparse
@@ -85,10 +86,10 @@ def find_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 @functools.cache
-def read_published() -> dict[tuple[str, str, str], float]:
-    """Accuracy by (method, teacher, student). Networks alone are `none` without a teacher."""
+def read_published() -> dict[tuple[str, str, str, str], float]:
+    """Accuracy by (data set, method, teacher, student). Networks alone are `none` without a teacher."""
     rows = csv.DictReader((ROOT / "results" / "published.csv").read_text().splitlines())
-    return {(row["method"], row["teacher"], row["student"]): float(row["accuracy"]) for row in rows}
+    return {(r["data"], r["method"], r["teacher"], r["student"]): float(r["accuracy"]) for r in rows}
 
 
 class Row:
@@ -168,11 +169,12 @@ def gain(row: Row, rows: list[Row]) -> float | None:
 
 
 def published(row: Row) -> float | None:
-    if row.pair["data"] != "cifar100" or row.kind == "probes":
+    if row.kind == "probes":
         return None
     method = "none" if row.method == "alone" else row.method
     method += "+kd" if row.weights["a"] and method != "kd" else ""
-    return read_published().get((method, "" if method == "none" else row.pair["teacher"], row.pair["network"]))
+    teacher = "" if method == "none" else row.pair["teacher"].partition("@")[0]  # the size is ImageNet's own
+    return read_published().get((row.pair["data"], method, teacher, row.pair["network"]))
 
 
 def cells(row: Row, rows: list[Row]) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def printed(cell: dict[str, Any]) -> dict[str, str]:
         "seeds": str(cell["seeds"]),
         "last epoch": " ± ".join(filter(None, [number("last_mean"), number("last_deviation")])),
         "gain over none": number("gain", "+.2f"),
-        "published, 240 epochs": number("published"),
+        "published": number("published"),
         "best epoch": " ± ".join(filter(None, [number("best_mean"), number("best_deviation")])),
     }
 

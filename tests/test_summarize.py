@@ -81,22 +81,22 @@ def test_the_table(save, capsys):
     assert rows["crd"] == {
         "data": "cifar100", "network": "resnet8x4", "teacher": "resnet32x4", "method": "crd", "r": "1.0", "a": "0.0",
         "b": "0.8", "seeds": "3", "last epoch": "75.00 ± 1.00", "gain over none": "+2.00",
-        "published, 240 epochs": "75.51", "best epoch": "75.00 ± 1.00",
+        "published": "75.51", "best epoch": "75.00 ± 1.00",
     }  # fmt: skip
     assert (
         rows["kd"]["last epoch"] == "73.50" and rows["kd"]["seeds"] == "1" and rows["kd"]["gain over none"] == "+0.50"
     )
     assert rows["none"]["best epoch"] == "75.00 ± 0.00" and rows["none"]["gain over none"] == ""
-    assert rows["none"]["published, 240 epochs"] == "72.50" and rows["kd"]["published, 240 epochs"] == "73.33"
+    assert rows["none"]["published"] == "72.50" and rows["kd"]["published"] == "73.33"
     (teacher,) = table_of(out, "Teachers")
-    assert teacher["published, 240 epochs"] == "79.42" and "r" not in teacher and "gain over none" not in teacher
+    assert teacher["published"] == "79.42" and "r" not in teacher and "gain over none" not in teacher
 
 
 def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
     make_run(save / "student_model" / "crdkd", [1, 2, 3], method="crd", alpha=1.0, nce_k=16384)
     summarize.main([str(save)])
     rows = table_of(capsys.readouterr().out, "Students")
-    assert next(row for row in rows if row["a"] == "1.0")["published, 240 epochs"] == ""  # not crd alone
+    assert next(row for row in rows if row["a"] == "1.0")["published"] == ""  # not crd alone
     other = tmp_path / "other"
     make_run(other / "digits", [1, 2, 3], method="crd", dataset="digits")
     make_run(other / "pair", [1, 2, 3], method="crd", model_s="resnet8")
@@ -106,10 +106,23 @@ def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
 
 def test_published_numbers():
     published = summarize.read_published()
-    assert len([key for key in published if key[1]]) == 13 * 17 - 7  # 13 pairs; FSP lacks 7 of them
-    assert len([key for key in published if not key[1]]) == 15  # networks alone
-    assert published["rrd+kd", "resnet32x4", "ShuffleV2"] == 76.83 and published["at", "vgg13", "MobileNetV2"] == 59.4
-    assert ("fsp", "wrn_40_2", "wrn_40_1") not in published
+    cifar = [key for key in published if key[0] == "cifar100"]
+    assert len([key for key in cifar if key[2]]) == 13 * 17 - 7  # 13 pairs; FSP lacks 7 of them
+    assert len([key for key in cifar if not key[2]]) == 15  # networks alone
+    assert published["cifar100", "rrd+kd", "resnet32x4", "ShuffleV2"] == 76.83
+    assert published["cifar100", "at", "vgg13", "MobileNetV2"] == 59.4
+    assert ("cifar100", "fsp", "wrn_40_2", "wrn_40_1") not in published
+    assert len(published) - len(cifar) == 8 + 2  # recipes, networks alone
+
+
+def test_published_on_imagenet(tmp_path, capsys):
+    """Published weights say the size that they are for."""
+    pair = {"dataset": "imagenet", "model_s": "torchvision:resnet18", "model_t": ["torchvision:resnet34@224"]}
+    make_run(tmp_path / "sskd", [1, 2, 70.0], method="none", distill=["sskd"], alpha=0.9, **pair)
+    make_run(tmp_path / "l2", [1, 2, 70.0], method="none", distill=["cse_l2"], **pair)
+    summarize.main([str(tmp_path)])
+    rows = by_method(capsys.readouterr().out)
+    assert (rows["sskd"]["published"], rows["cse_l2"]["published"]) == ("70.09", "71.08")
 
 
 def test_other_options_tell_rows_apart(save, capsys):
