@@ -68,10 +68,12 @@ def test_command(command, here, tmp_path, monkeypatch, capsys):
     folder = ["--results-dir" if script == "evaluate_kd.py" else "--save_folder", str(tmp_path)]
     if script == "train_student.py":
         train_student.settle(train_student.parse(arguments))  # as it stands: every flag belongs to a method in use
-        for flag in {"--model_t", "--teacher_name"} & set(arguments):  # the small teacher's file says what it is
-            place = arguments.index(flag)
-            del arguments[place : place + 2]
+        if "--path_t" in arguments:  # the small teachers, whatever the command or its config says of them
+            arguments += ["--model_t", *["resnet14"] * arguments.count(CHECKPOINTS["$T"])]
     SCRIPTS[script]([*arguments, *FEW, *SMALL[script], *folder])
+    if "--test_only" in arguments:
+        assert capsys.readouterr().out.startswith(f"{CHECKPOINTS['$S']}: loss ") and not list(tmp_path.iterdir())
+        return
     *_, run = sorted(tmp_path.rglob("summary.json"))
     assert json.loads(run.read_text())["epochs"] == 1
     assert all(w.isfinite().all() for w in torch.load(run.with_name("last.pth"), weights_only=True)["model"].values())
@@ -89,8 +91,8 @@ def test_bash_command(command):
 
 
 def test_every_method_of_theirs_is_there():
-    flags = [re.search(r"--(?:distill|kd_method) (\S+)", command) for command in COMMANDS]
-    found = {find_method(flag[1]).name for flag in flags if flag}
+    students = [arguments for script, arguments in map(split, PYTHON) if script == "train_student.py"]
+    found = {find_method(name).name for arguments in students for name in train_student.parse(arguments).distill}
     theirs = """
         none kd fitnet at sp cc vid rkd pkt ab ft fsp nst kdsvd crd ofd
         triplet triplet_cosine mt uda pkd sfd ft_flat tfkd sskd cse_l2 pad_l2
