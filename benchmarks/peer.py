@@ -1,7 +1,7 @@
 """Times epochs of a RepDistiller checkout, whose train_student.py runs as it is: `step_time.py` starts this.
 
 usage: peer.py CHECKOUT, then that script's options. Patched from outside, and nothing in the checkout is changed: the
-data set (noise, no download), the teacher's file (an untrained network), TensorBoard's package (which does not load
+data set (noise, no download), TensorBoard's package (which does not load
 beside newer packages, and of which no step asks anything), and `.cuda()` where there is no GPU.
 """
 
@@ -63,11 +63,7 @@ if not torch.cuda.is_available():
     torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
 
 from helper import loops, pretrain  # noqa: E402  the checkout's
-from models import model_dict  # noqa: E402
 
-name = Path(sys.argv[sys.argv.index("--path_t") + 1]).parent.name.removesuffix("_vanilla")
-weights = {"model": model_dict[name](num_classes=100).state_dict()}
-torch.load = lambda *_, **__: weights
 train_distill, loops.train_distill = loops.train_distill, timed_epoch
 init, pretrain.init = pretrain.init, timed_init
 runpy.run_path(str(CHECKOUT / "train_student.py"), run_name="__main__")

@@ -109,36 +109,51 @@ class Timed:
         self.process.communicate()
 
 
+def take(running: list[Timed], timed: Timed, found: dict, **what: float) -> dict | None:
+    """A sample of one of the processes; one that has failed is noted, and runs no more."""
+    try:
+        sample = timed.sample(**what)
+    except ValueError as error:
+        running.remove(timed)
+        timed.end()
+        found["failed"].append(timed.row | {"error": str(error)})
+        print(*timed.row.values(), error, flush=True)
+        return None
+    timed.row.setdefault("start_to_first_step", round(sample["start_to_first_step"], 2))
+    timed.row["peak_memory_mb"] = round(sample["peak_memory_mb"])
+    return sample
+
+
 def time_group(opt: argparse.Namespace, folder: Path, rows: list[dict], deadline: float, found: dict) -> None:
     """Samples the rows in turn until there are enough, or it is `deadline`; writes them as they come."""
-    running = []
+    running: list[Timed] = []
+    found["rows"] += rows
     try:
         for row in rows:
             running.append(Timed(opt, folder, row))
-            try:
-                first = running[-1].sample(warm_up=1, steps=1, seconds=0.0)
-            except ValueError as error:
-                print(f"{row['pair']} {row['method']} {row['stage']} {row['side']}: {error}", flush=True)
-                found["failed"].append(row | {"error": str(error)})
-                running.pop().end()
-                continue
-            row["start_to_first_step"] = round(first["start_to_first_step"], 2)
+            take(running, running[-1], found, warm_up=1, steps=1, seconds=0.0)
         for turn in range(opt.repeats):
             if turn and time.monotonic() > deadline:
                 break
             for timed in running[:: -1 if turn % 2 else 1]:
-                sample = timed.sample(warm_up=opt.warm_up, steps=opt.steps, seconds=opt.seconds)
-                row = timed.row
-                row["peak_memory_mb"] = round(sample["peak_memory_mb"])
-                row.setdefault("images_per_second", []).append(round(sample["images_per_second"], 2))
-                if row not in found["rows"]:
-                    found["rows"].append(row)
-                opt.out.mkdir(parents=True, exist_ok=True)
+                sample = take(running, timed, found, warm_up=opt.warm_up, steps=opt.steps, seconds=opt.seconds)
+                if sample:
+                    timed.row.setdefault("images_per_second", []).append(round(sample["images_per_second"], 2))
                 checkpoint.save_json(opt.out / "step_time.json", found)
             print(f"{rows[-1]['pair']} {rows[-1]['method']}: {turn + 1} of {opt.repeats}", flush=True)
     finally:
         for timed in running:
             timed.end()
+
+
+def untrained(name: str) -> dict[str, torch.Tensor]:
+    """Weights of a teacher whose features are as large as a trained one's: BatchNorm's statistics are those of noise."""
+    network = models.create_model(name, 100)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the one batch counts, and nothing before it
+    network(torch.randn(64, 3, 32, 32))
+    return network.state_dict()
 
 
 def table(found: dict) -> str:
@@ -151,7 +166,7 @@ def table(found: dict) -> str:
         return f"{median(ratios):.2f}" if ratios else ""
 
     for names in dict.fromkeys(tuple(row["pair"]) for row in found["rows"]):
-        rows = [row for row in found["rows"] if tuple(row["pair"]) == names]
+        rows = [row for row in found["rows"] if tuple(row["pair"]) == names and "images_per_second" in row]
         lines += ["", f"{names[0]} > {names[1]}", ""]
         head = (
             "method | images/s | RepDistiller | times | step over kd's | peak MB | its | start to first step, s | its"
@@ -201,8 +216,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in {teacher for teacher, _ in opt.pair}:
             file = Path(folder, "save", f"{name}_vanilla", "last.pth")
             file.parent.mkdir(parents=True)
-            torch.manual_seed(0)
-            torch.save({"model": models.create_model(name, 100).state_dict()}, file)
+            torch.save({"model": untrained(name)}, file)
         for n, rows in enumerate(groups, 1):
             deadline = start + 60 * opt.minutes * n / len(groups)
             time_group(opt, Path(folder), rows, deadline, found)
