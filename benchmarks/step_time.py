@@ -147,7 +147,7 @@ def time_group(opt: argparse.Namespace, folder: Path, rows: list[dict], deadline
 
 
 def untrained(name: str) -> dict[str, torch.Tensor]:
-    """Weights of a teacher whose features are as large as a trained one's: BatchNorm's statistics are those of noise."""
+    """Weights of a teacher with features as large as a trained one's: its BatchNorms have the statistics of noise."""
     network = models.create_model(name, 100)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

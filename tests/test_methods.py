@@ -738,7 +738,7 @@ def test_saved_method_goes_on_alike(name: str, memory_type: str, tmp_path) -> No
 
 def test_small_banks_are_scored_whole() -> None:
     assert not MemoryBanks(50000, 128, 16384, 0.07, 0.5).gather
-    assert MemoryBanks(600, 2, 100, 0.07, 0.5).gather
+    assert MemoryBanks(1300, 2, 100, 0.07, 0.5).gather
 
 
 def test_nothing_waits_for_the_device() -> None:
