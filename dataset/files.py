@@ -35,7 +35,9 @@ def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found
     folders = (entry.name for entry in os.scandir(part) if entry.is_dir())
     classes = sorted(name for name in folders if not name.startswith(".") and name != ignored)
     if len(classes) < 2:
-        raise ValueError(f"{part}: expected a folder for each of at least 2 classes; found {few(classes)}")
+        loose = sum(name.lower().endswith(_suffixes) for name in os.listdir(part))
+        outside = f", and {loose} images outside, which must be moved into their classes' folders" if loose else ""
+        raise ValueError(f"{part}: expected a folder for each of at least 2 classes; found {few(classes)}{outside}")
     files, labels = [], []
     for label, name in enumerate(classes):
         images = sorted(images_below(part / name), key=lambda image: image.path)

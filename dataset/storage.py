@@ -38,6 +38,13 @@ class Storage(NamedTuple):
             raise ValueError(f"--loader memory: the images take {kept:.3g} GB, --memory_gb is {self.memory_gb:g}")
         if self.loader == "dali" and size <= LARGEST_KEPT:
             raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
+        if self.loader == "dali":
+            try:
+                import nvidia.dali  # noqa: F401
+            except ImportError as error:
+                raise ValueError(
+                    f"--loader dali: needs NVIDIA DALI 2, which is not installed here ({error})"
+                ) from error
         return self
 
     def images(self, size: int, *parts: tuple[Path, list[Found]]) -> "Tensor | Files":
@@ -100,8 +107,10 @@ class Files:
         stats = [(os.path.basename(path), os.stat(path)) for path in self.paths.tolist()]
         return torch.tensor([[zlib.crc32(name), stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
+    def names(self) -> list[str]:
+        return [os.fsdecode(path) for path in self.paths.tolist()]
+
     def split(self, n: int) -> Iterator[Tensor]:
         """Decoded, `n` at a time: [n, 3, size, size] uint8."""
         for start in range(0, len(self), n):
-            paths = [os.fsdecode(path) for path in self.paths[start : start + n]]
-            yield decode(paths, self.size, self.storage.workers)
+            yield decode(self[start : start + n].names(), self.size, self.storage.workers)

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class Reader(Dataset):
     def __getitem__(self, batch: tuple[np.ndarray, np.ndarray]) -> Tensor | str:
         index, view = batch
         try:
-            return self.cut([os.fsdecode(path) for path in self.files.paths[index]], torch.from_numpy(view))
+            return self.cut(self.files[index].names(), torch.from_numpy(view))
         except Unreadable as error:
             return str(error)
 
@@ -185,5 +185,9 @@ def plain(images: Tensor | Files, mean: Sequence[float], std: Sequence[float], d
     return _by_loader(images, Plain(images.size), mean, std, device)
 
 
-def _by_loader(files: Files, *args: object) -> Augment:
-    return Streamed(files, *args)
+def _by_loader(files: Files, *how: Any) -> Augment:
+    if files.storage.loader != "dali":
+        return Streamed(files, *how)
+    from .dali import Dali
+
+    return Dali(files, *how)

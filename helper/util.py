@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torchvision
 
+from dataset import Unreadable
+
 from . import run_log
 
 
@@ -44,8 +46,9 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
     def run(argv: list[str] | None = None) -> None:
         try:
             main(argv)
-        except (UserError, Diverged, Stopped) as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
+        except (UserError, Diverged, Stopped, Unreadable) as error:
+            # torchrun's other processes would say the same, but for images, of which each has its own
+            if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, Unreadable):
                 kind = "" if isinstance(error, Stopped) else "error: "
                 print(f"{Path(sys.argv[0]).name}: {kind}{one_line(str(error))}", file=sys.stderr)
             sys.exit(128 + error.number if isinstance(error, Stopped) else 3 if isinstance(error, Diverged) else 2)

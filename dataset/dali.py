@@ -1,0 +1,87 @@
+"""`--loader dali`: NVIDIA DALI, which decodes and resizes on the GPU. https://docs.nvidia.com/deeplearning/dali
+
+Order, parts and flips are those of `Streamed`; pixels differ from PIL's as far as the decoders do.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .augment import Augment, Steps
+from .files import Unreadable, opened
+from .storage import Files
+from .stream import Plain, ResizedCrop
+
+
+class Dali(Augment):
+    """Views of images in files. A pipeline for each call of `pixels`, so that no epoch finds what another left."""
+
+    def __init__(
+        self,
+        files: Files,
+        cut: ResizedCrop | Plain,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(files.shape, mean, std, device)
+        self.files, self.cut = files, cut
+        self.draw, self.outcomes = cut.draw, cut.outcomes
+
+    def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        """Raises Unreadable for an image that cannot be decoded."""
+        from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+        index, view = index.cpu(), view.cpu()
+        largest = max(len(index[step]) for step in steps)
+        with ThreadPoolExecutor(self.files.storage.workers) as pool:
+            source = (self.inputs(pool, index[step], view[step]) for step in steps)
+            try:
+                for (found,) in DALIGenericIterator(self.pipeline(source, largest), ["pixels"]):
+                    yield found["pixels"]
+            except RuntimeError as error:
+                raise Unreadable(f"--loader dali: {error}") from error
+
+    def inputs(self, pool: ThreadPoolExecutor, index: Tensor, view: Tensor) -> tuple[Any, ...]:
+        """Of a batch: encoded images; for random parts their corners and sizes [B, 2], and which are flipped [B]."""
+        paths = self.files[index].names()
+        encoded = list(pool.map(encoded_image, paths))
+        if isinstance(self.cut, Plain):
+            return (encoded,)
+        boxes, flips = zip(*pool.map(self.box, paths, view.tolist()), strict=True)
+        corners, sizes = np.split(np.array(boxes, np.int32), 2, axis=1)
+        return encoded, corners, sizes, np.array(flips, np.int32)
+
+    def box(self, path: str, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+        with opened(path) as image:
+            return self.cut.box(*image.size, seed)
+
+    def pipeline(self, source: Iterator[tuple[Any, ...]], batch_size: int) -> Any:
+        from nvidia.dali import fn, pipeline_def, types
+
+        gpu, size = self.device.type == "cuda", list(self.shape[2:])
+        decoder = {"device": "mixed" if gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
+        device_id = torch.empty(0, device=self.device).device.index if gpu else None
+
+        @pipeline_def(batch_size=batch_size, num_threads=self.files.storage.workers, device_id=device_id)
+        def graph() -> Any:
+            if isinstance(self.cut, Plain):
+                (encoded,) = fn.external_source(source, num_outputs=1)
+                image = fn.decoders.image(encoded, **decoder)
+                return fn.crop(fn.resize(image, resize_shorter=self.cut.resized), crop=size)
+            encoded, corner, shape, flip = fn.external_source(source, num_outputs=4)
+            image = fn.decoders.image_slice(encoded, start=corner, shape=shape, axis_names="HW", **decoder)
+            return fn.flip(fn.resize(image, size=size), horizontal=flip)
+
+        return graph()
+
+
+def encoded_image(path: str) -> np.ndarray:
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise Unreadable(f"{path}: {error}") from error
