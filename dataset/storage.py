@@ -42,9 +42,7 @@ class Storage(NamedTuple):
             try:
                 import nvidia.dali  # noqa: F401
             except ImportError as error:
-                raise ValueError(
-                    f"--loader dali: needs NVIDIA DALI 2, which is not installed here ({error})"
-                ) from error
+                raise ValueError(f"--loader dali: NVIDIA DALI 2 is not installed here ({error})") from error
         return self
 
     def images(self, size: int, *parts: tuple[Path, list[Found]]) -> "Tensor | Files":
