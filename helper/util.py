@@ -52,6 +52,11 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
                 kind = "" if isinstance(error, Stopped) else "error: "
                 print(f"{Path(sys.argv[0]).name}: {kind}{one_line(str(error))}", file=sys.stderr)
             sys.exit(128 + error.number if isinstance(error, Stopped) else 3 if isinstance(error, Diverged) else 2)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
+                raise
+            print(f"{Path(sys.argv[0]).name}: error: {error}; fewer --num_workers need less memory", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)

@@ -23,7 +23,7 @@ from torchvision.transforms import functional as published
 import dataset
 import train_teacher
 from dataset.autoaugment import AutoAugment
-from dataset.stream import ResizedCrop
+from dataset.stream import PaddedCrop, ResizedCrop
 from distiller_zoo.sskd import Rotations
 
 STREAM = dataset.Storage("stream", workers=2)
@@ -338,6 +338,21 @@ def test_open_files_and_processes_stay_few(tmp_path):
     assert len(workers) == 4
     del training, val
     wait_for(lambda: not any(alive(worker) for worker in workers), 10)
+
+
+def test_a_worker_that_dies(tmp_path, monkeypatch, capsys):
+    make_imagenet(tmp_path / "data")
+    cut, parent = PaddedCrop.__call__, os.getpid()
+
+    def dies(*args):
+        return cut(*args) if os.getpid() == parent else os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(PaddedCrop, "__call__", dies)
+    with pytest.raises(SystemExit) as stop:
+        train_teacher.main(command(tmp_path, "--epochs", "1", "--num_workers", "1"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1, error
+    assert re.search("error: DataLoader worker .*; fewer --num_workers need less memory", error)
 
 
 def test_signals(tmp_path, python):
