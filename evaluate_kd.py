@@ -7,13 +7,13 @@ https://arxiv.org/abs/1912.10850. It runs train_teacher.py and train_student.py,
 passes on (--limit_train, --device, --amp, ...). Interrupted, the same command goes on; finished runs are passed over.
 """
 
-import argparse
 import csv
 import importlib.util
 import io
 import json
 import statistics
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ import dataset
 import train_student
 import train_teacher
 from helper import checkpoint, options
-from helper.util import UserError, command
+from helper.util import OneLineParser, UserError, command
 
 KD = "-r 0.5 -a 0.5 --kd_T 5"  # lambda and temperature there
 SINGLE = {  # modes of one run
@@ -40,8 +40,8 @@ SINGLE = {  # modes of one run
 MODES = "nokd kd allkd kdparam triplet multikd uda takd ab oh rkd pkd sfd".split()
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = options.Parser(__doc__.splitlines()[0])
+def parse(argv: list[str] | None) -> tuple[Namespace, list[str]]:
+    parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--mode", nargs="+", type=str.lower, choices=[*MODES, "fd"], default=["nokd", "kd"], help="fd: sfd")
     add("--teacher", type=options.network, default="resnet26")
@@ -80,7 +80,7 @@ class Teacher(NamedTuple):
 class Suite:
     """Runs the modes. Each is a dict: what tells a run from the mode's others -> the run's folder."""
 
-    def __init__(self, opt: argparse.Namespace, rest: list[str]) -> None:
+    def __init__(self, opt: Namespace, rest: list[str]) -> None:
         self.opt, self.folder = opt, Path(opt.results_dir) / opt.dataset
         n = opt.epochs
         decay = {"multisteplr": {n * 33 // 100, n * 66 // 100}, "steplr": range(50, n, 50), "constant": ()}
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
         report(results, title, str(suite.folder / f"{opt.teacher}_{opt.student}_{opt.trial}"))
     if failed:
         print(f"not run, for the reason above: {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if results else 2)
 
 
 if __name__ == "__main__":

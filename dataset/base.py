@@ -79,6 +79,6 @@ def dataset_names() -> list[str]:
 def find_dataset(name: str) -> Callable[..., ImageSet]:
     """Raises ValueError, with the near names, where there is no data set of that name."""
     if name not in _datasets:
-        near = difflib.get_close_matches(name, _datasets, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), _datasets, n=3, cutoff=0.4)
         raise ValueError(f"unknown data set {name!r}; near: {', '.join(near or dataset_names())}")
     return _datasets[name]

@@ -92,7 +92,7 @@ def method_names() -> list[str]:
 def find_method(name: str) -> type[Distiller]:
     """The class behind a name or alias. Raises ValueError, with the near names, where there is none."""
     if name not in _methods:
-        near = difflib.get_close_matches(name, _methods, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), _methods, n=3, cutoff=0.4)
         raise ValueError(f"unknown method {name!r}; near: {', '.join(near or method_names())}")
     return _methods[name]
 

@@ -39,15 +39,45 @@ def save_json(path: Path, value: object) -> None:
     atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
+def existing(path: str | Path, flag: str, inside: str) -> Path:
+    """Raises UserError where the path is no file; where it is a folder, the message names the file `inside` that is."""
+    if os.path.isdir(path):
+        hint = f"; did you mean {Path(path) / inside}?" if (Path(path) / inside).is_file() else ""
+        raise UserError(f"{flag} {path}: is a folder, not a file{hint}")
+    if not os.path.isfile(path):
+        raise UserError(f"{flag} {path}: " + ("not a file" if os.path.exists(path) else "no such file"))
+    return Path(path)
+
+
+def load_json(path: str | Path, flag: str) -> dict[str, Any]:
+    """A JSON object. Raises UserError, naming the flag and the file, for what is missing, broken or ambiguous."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        return dict(pairs)
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        text = existing(path, flag, "options.json").read_text()
+        value = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{flag} {path}: not JSON: {first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{flag} {path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
     """Reads a checkpoint to CPU without running any code from it.
 
     Takes torch files (RepDistiller's pickled `opt` included) and .safetensors.
     Raises UserError, naming the flag and the file, for a file that is missing, broken or wants to run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file" if not path.exists() else f"{flag} {path}: not a file")
+    path = existing(path, flag, "last.pth")
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file
@@ -69,7 +99,9 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (repr(error) if isinstance(error, KeyError) else str(error).strip() or type(error).__name__).splitlines()[0][
+        :200
+    ]
 
 
 def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, Tensor]:
@@ -118,8 +150,9 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
             if missing
             else f"{surplus[0]} is not part of it"
         )
+        said = state.get("model_name", name)
         raise UserError(
-            f"{flag} {path}: not a {name}: {first} "
+            f"{flag} {path}: not a {name}{f' (the file says {said})' * (said != name)}: {first} "
             f"({len(missing)} missing, {len(surplus)} surplus, {len(shaped)} of another shape)"
         )
     for key, value in weights.items():

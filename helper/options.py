@@ -1,15 +1,13 @@
 """Options that several scripts share, how they are checked, and where their values may come from."""
 
 import argparse
-import difflib
 import inspect
-import json
-import math
 import os
+import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
@@ -17,55 +15,42 @@ from torch import nn
 import dataset
 import models
 
-from . import export, run_log
+from . import checkpoint, export, run_log
 from .parallel import one_before_the_others, part
-from .util import UserError, mendable
+from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
 FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export"}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong option is one line without the usage text."""
+class Parser(OneLineParser):
+    """Options that may also come from a file."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         self.add_argument(
             "--config", metavar="FILE", help="JSON file of option values; the command line goes before it"
         )
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
     def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
-        import sys
-
         args = sys.argv[1:] if args is None else list(args)
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first = OneLineParser(add_help=False)
         first.add_argument("--config")
         config = first.parse_known_args(args)[0].config
         return super().parse_args((self.config_arguments(config) if config else []) + args)
 
     def config_arguments(self, path: str) -> list[str]:
         """The file's values as arguments, so that they meet the same checks as typed ones."""
-        try:
-            values = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--config {path}: {error}") from None
-        values = values.get("options", values) if isinstance(values, dict) else values
+        values = checkpoint.load_json(path, "--config")
+        values = values.get("options", values)
         if not isinstance(values, dict):
             raise UserError(f"--config {path}: expected a JSON object of options, found {type(values).__name__}")
         actions = {a.dest: a for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
         arguments = []
         for key, value in values.items():
             if key not in actions:
-                near = difflib.get_close_matches(key, actions, n=3)
-                raise UserError(
-                    f"--config {path}: unknown option {key!r}" + (f"; near: {', '.join(near)}" if near else "")
-                )
+                raise UserError(f"--config {path}: unknown option {key!r}{near(key, actions)}")
             flags = actions[key].option_strings
             if actions[key].nargs == 0:
                 if not isinstance(value, bool):
@@ -75,16 +60,22 @@ class Parser(argparse.ArgumentParser):
                 else:
                     arguments += [flags[-1]] if value else []
             elif value is not None:
-                values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+                listed = value if isinstance(value, list) else [value]
+                for one in listed:
+                    if type(one) not in (str, int, float) or "\0" in str(one):
+                        raise UserError(f"--config {path}: {key} takes numbers or text, not {one!r}")
+                words = [str(one) for one in listed]
                 if actions[key].nargs == "+":
-                    arguments += [flags[-1], *values]
+                    if any(word.startswith("-") for word in words):  # it would be read as another option
+                        raise UserError(f"--config {path}: {key} takes no value that begins with a dash, as {words}")
+                    arguments += [flags[-1], *words]
                 else:
-                    arguments.append(f"{flags[-1]}={','.join(values)}")
+                    arguments.append(f"{flags[-1]}={','.join(words)}")
         return arguments
 
 
 def number(kind: type, low: float, low_included: bool = True, what: str = "") -> Callable[[str], Any]:
-    """An argparse type: a finite number of at least (or above) `low`."""
+    """An argparse type: a finite number of at least (or above) `low`, below 2**63 as PyTorch has them."""
     what = (
         what or f"{'a whole number' if kind is int else 'a number'} {'of at least' if low_included else 'above'} {low}"
     )
@@ -94,8 +85,8 @@ def number(kind: type, low: float, low_included: bool = True, what: str = "") ->
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
-        if not math.isfinite(value) or value < low or (value == low and not low_included):
-            raise argparse.ArgumentTypeError(f"expected {what}, found {text}")
+        if not low <= value < 2**63 or (value == low and not low_included):
+            raise argparse.ArgumentTypeError(f"expected {what}{', below 2**63' * (value >= 2**63)}, found {text}")
         return value
 
     return convert
@@ -105,12 +96,13 @@ count = number(int, 1)
 whole = number(int, 0)
 weight = number(float, 0)
 above_zero = number(float, 0, low_included=False)
+finite = number(float, -sys.float_info.max, what="a number")
 
 
 def share(text: str) -> float:
     """An argparse type: a number of 0 to 1."""
-    value = weight(text)
-    if value > 1:
+    value = finite(text)
+    if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, found {text}")
     return value
 
@@ -118,9 +110,12 @@ def share(text: str) -> float:
 def epoch_list(text: str) -> list[int]:
     """`150,180,210` -> [150, 180, 210]; empty: none."""
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        epochs = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected epochs like 150,180,210, found {text!r}") from None
+        epochs = [0]
+    if any(low >= high for low, high in pairwise([0, *epochs])):
+        raise argparse.ArgumentTypeError(f"expected epochs that rise, like 150,180,210, found {text!r}")
+    return epochs
 
 
 def weight_list(text: str) -> list[float]:
@@ -217,9 +212,9 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group.add_argument("--epochs", type=count, default=epochs)
     group.add_argument("--learning_rate", type=above_zero, help="default: 0.05, or the network's own")
     group.add_argument("--lr_decay_epochs", type=epoch_list, default=decay, help="the rate falls after these epochs")
-    group.add_argument("--lr_decay_rate", type=above_zero, default=0.1)
+    group.add_argument("--lr_decay_rate", type=share, default=0.1)
     group.add_argument("--weight_decay", type=weight, default=5e-4)
-    group.add_argument("--momentum", type=weight, default=0.9)
+    group.add_argument("--momentum", type=share, default=0.9)
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument(
         "--sync_bn", action="store_true", help="under torchrun: BatchNorm over the whole batch of all processes"
@@ -257,6 +252,8 @@ def add_method_options(
             kwargs.update(choices=get_args(kind))
         elif kind is int:
             kwargs["type"] = whole
+        elif kind is float:
+            kwargs["type"] = finite
         else:
             kwargs["type"] = kind
         group.add_argument(f"--{key}", *([also[key]] if also and key in also else []), **kwargs)
@@ -286,10 +283,13 @@ def begin(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with mendable(f"--run_log {opt.run_log}"):
             run_log.start(opt.run_log)
+    if opt.nesterov and not opt.momentum:
+        raise UserError("--nesterov: expected a --momentum above 0 beside it")
     if opt.seed is None:
-        if not str(opt.trial).isdigit():
-            raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given")
-        opt.seed = int(opt.trial)
+        try:
+            opt.seed = whole(opt.trial)
+        except argparse.ArgumentTypeError:
+            raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given") from None
 
 
 def load_data(opt: argparse.Namespace) -> dataset.ImageSet:

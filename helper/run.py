@@ -29,7 +29,10 @@ class Run:
     """
 
     def __init__(self, kind: str, name: str, opt: argparse.Namespace, start: str | None = None) -> None:
-        self.folder = Path(opt.save_folder) / kind / (opt.run_name or name)
+        name = opt.run_name or name
+        if name != os.path.basename(name) or name in (".", "..") or "\0" in name or len(os.fsencode(name)) > 255:
+            raise UserError(f"--run_name {name}: expected a folder's name, of at most 255 bytes and without /")
+        self.folder = Path(opt.save_folder) / kind / name
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
         self.options = {k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only")}
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested

@@ -1,14 +1,17 @@
 """Small things that every script needs: how commands end, seeds, the machine in words."""
 
+import argparse
 import contextlib
+import difflib
 import functools
 import os
 import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -45,7 +48,8 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
     @run_log.ends_here()
     def run(argv: list[str] | None = None) -> None:
         try:
-            main(argv)
+            with memory_in_words():
+                main(argv)
         except (UserError, Diverged, Stopped, Unreadable) as error:
             # torchrun's other processes would say the same, but for images, of which each has its own
             if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, Unreadable):
@@ -68,6 +72,50 @@ def one_line(text: str, longest: int = 1000) -> str:
     """Without line ends and other signs that steer a terminal: names in it may come from anywhere."""
     text = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
     return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+@contextlib.contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Raises UserError where the block asks for more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # a CPU's is RuntimeError
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            reason = f"out of memory: {error}".splitlines()[0]
+            raise UserError(f"{reason}; a smaller --batch_size, --image_size or network takes less") from None
+        raise
+
+
+def near(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """What a message about an unknown name ends with."""
+    found = difflib.get_close_matches(name.lower(), names, n=3)
+    return f"; near: {', '.join(prefix + one for one in found)}" if found else ""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a wrong option is one line without the usage text, with the near names where it is unknown."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
+        args = sys.argv[1:] if args is None else args
+        flags = self._option_string_actions
+        for flag in [arg.partition("=")[0] for arg in args]:
+            if flag[:1] == "-" and flag not in flags and f"-{flag}" in flags:
+                raise UserError(f"{flag}: long options have two dashes, -{flag}")
+        opt, rest = self.parse_known_args(args)
+        flag = next((word for word in rest if word.startswith("-")), None)
+        if flag:
+            name = flag.partition("=")[0]
+            known = [option[2:] for option in flags if option.startswith("--")]
+            raise UserError(f"unknown option {name}{near(name.lstrip('-'), known, '--')}; --help lists all")
+        if rest:
+            raise UserError(f"{rest[0]!r} belongs to no option; --help lists them")
+        return opt
 
 
 @contextlib.contextmanager
@@ -108,7 +156,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"--device {name}: expected cpu, or cuda, cuda:1, ... where there are GPUs: {reason}") from None
     torch.backends.cudnn.benchmark = True  # equal batches all along: the fastest kernels are worth a search
     return device
 

@@ -167,7 +167,8 @@ def create_model(name: str, num_classes: int, images: Images | None = None) -> n
     if name.partition(":")[0] in _families:
         family, rest = find_in_family(name)
         return family.build(rest, num_classes, images)
-    near = difflib.get_close_matches(name, [*_networks, *(f"{prefix}:" for prefix in _families)], n=3, cutoff=0.4)
+    names = {known.lower(): known for known in [*_networks, *(f"{prefix}:" for prefix in _families)]}
+    near = [names[known] for known in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
     raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
 
 

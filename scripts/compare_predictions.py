@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helper.util import UserError, command, mendable  # noqa: E402
+from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
 
 COLUMNS = ["index", "label", "prediction", "confidence"]
 
@@ -66,7 +66,7 @@ def compare(
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", metavar="PLACE", nargs="+", type=Path, help="before and after, or one run with both")
     parser.add_argument("--teacher", metavar="PLACE", type=Path, help="whose knowledge the second one was to take over")
     parser.add_argument("--per_class", action="store_true", help="a line for each true class too")

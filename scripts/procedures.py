@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import models  # noqa: E402
 from helper import checkpoint, options  # noqa: E402
-from helper.util import UserError, command, mendable  # noqa: E402
+from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
 
@@ -146,7 +146,10 @@ def make_history(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
 def list_teachers(opt: argparse.Namespace) -> None:
     """Prints the files of a list's teachers: all of them or N drawn, as listed or drawn, or by their accuracy."""
     with mendable(str(opt.list)), open(opt.list, newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = csv.DictReader(file)
+        if not {"path", "modeltop1"} <= set(rows.fieldnames or ()):
+            raise ValueError("expected the columns modelname, modeltype, modelparams, modeltop1, path")
+        rows = list(rows)
         for row in rows:
             row["path"], row["modeltop1"] = opt.list.parent / row["path"], float(row["modeltop1"])
     if opt.n:
@@ -181,10 +184,10 @@ def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(required=True)
 
-    def add(name: str, make: Any, what: str) -> argparse.ArgumentParser:
+    def add(name: str, make: Any, what: str) -> OneLineParser:
         sub = subparsers.add_parser(name, help=what)
         sub.set_defaults(make=make)
         sub.add_argument("--save", metavar="DIR", type=Path, required=True)

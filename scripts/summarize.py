@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper import options  # noqa: E402
-from helper.util import UserError, command, mendable  # noqa: E402
+from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
 
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
@@ -234,7 +234,7 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="where the runs are, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write table.md, table.csv and curves.csv there")
     parser.add_argument("--figures", action="store_true", help="also draw PNGs there (needs matplotlib, scikit-learn)")
