@@ -44,6 +44,8 @@ class CRD(Distiller, name="crd"):
         enqueue: Literal["before", "after"] = "after",
     ) -> None:
         super().__init__(pair)
+        if nce_t <= 0:
+            raise ValueError(f"nce_t must be positive, not {nce_t}")
         self.nce_t, self.enqueue = nce_t, enqueue
         self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
         self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim)

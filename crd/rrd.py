@@ -45,6 +45,8 @@ class RRD(Distiller, name="rrd", aliases=("rcd",)):
         enqueue: Literal["before", "after"] = "after",
     ) -> None:
         super().__init__(pair)
+        if min(nce_t, nce_t_s, nce_t_t) <= 0:
+            raise ValueError(f"nce_t, nce_t_s and nce_t_t must be positive, not {nce_t}, {nce_t_s} and {nce_t_t}")
         self.t_s, self.t_t, self.enqueue = nce_t_s, nce_t_t, enqueue
         self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
         self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim).requires_grad_(False)

@@ -42,8 +42,8 @@ def save_json(path: Path, value: object) -> None:
 def existing(path: str | Path, flag: str, inside: str) -> Path:
     """Raises UserError where the path is no file; where it is a folder, the message names the file `inside` that is."""
     if os.path.isdir(path):
-        hint = f"; did you mean {Path(path) / inside}?" if (Path(path) / inside).is_file() else ""
-        raise UserError(f"{flag} {path}: is a folder, not a file{hint}")
+        meant = f"; did you mean {Path(path) / inside}?" if (Path(path) / inside).is_file() else ""
+        raise UserError(f"{flag} {path}: is a folder, not a file{meant}")
     if not os.path.isfile(path):
         raise UserError(f"{flag} {path}: " + ("not a file" if os.path.exists(path) else "no such file"))
     return Path(path)
@@ -99,9 +99,8 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    return (repr(error) if isinstance(error, KeyError) else str(error).strip() or type(error).__name__).splitlines()[0][
-        :200
-    ]
+    text = "" if isinstance(error, KeyError) else str(error).strip()  # a bare key says nothing
+    return (text or repr(error)).splitlines()[0][:200]
 
 
 def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, Tensor]:

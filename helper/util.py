@@ -81,7 +81,7 @@ def memory_in_words() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # a CPU's is RuntimeError
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-            reason = f"out of memory: {error}".splitlines()[0]
+            reason = f"out of memory: {error}".splitlines()[0].split("DefaultCPUAllocator: ")[-1]
             raise UserError(f"{reason}; a smaller --batch_size, --image_size or network takes less") from None
         raise
 
@@ -156,7 +156,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: expected cpu, or cuda, cuda:1, ... where there are GPUs: {reason}") from None
     torch.backends.cudnn.benchmark = True  # equal batches all along: the fastest kernels are worth a search
     return device
