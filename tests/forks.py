@@ -16,13 +16,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
 socket.send_fds(connection, [b"-"], [0, 1, 2])
 connection.sendall(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ)]).encode())
 connection.shutdown(socket.SHUT_WR)
-sys.exit(int(connection.recv(8) or 1))
+answers = connection.makefile()
+pid = int(answers.readline())
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+sys.exit(int(answers.read() or 1))
 """
 
 
@@ -59,7 +62,11 @@ def work(connection: socket.socket) -> None:
         killed_in(name, int(epoch))
     code = 0
     try:
-        runpy.run_path(arguments[0], run_name="__main__")
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as error:
         code = error.code or 0
     except BaseException:
@@ -90,6 +97,7 @@ def serve(address: str) -> None:
             child = os.fork()
             if child == 0:
                 work(connection)
+            connection.sendall(f"{child}\n".encode())
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             connection.sendall(str(code if code >= 0 else 128 - code).encode())
             os._exit(0)

@@ -54,7 +54,7 @@ def test_published_values(method):
     train_student.settle(opt)
     found = (opt.epochs, opt.batch_size, opt.learning_rate, opt.lr_decay_epochs, opt.weight_decay)
     assert (*found, opt.gamma, opt.alpha, *opt.beta) == PUBLISHED[method]
-    common = {"momentum": 0.9, "nesterov": False, "model_t": ["torchvision:resnet34"], "sync_bn": False}
+    common = {"dataset": "imagenet", "momentum": 0.9, "nesterov": False, "model_t": ["torchvision:resnet34"], "sync_bn": False}
     common |= {"model_s": "torchvision:resnet18", "adjust_lr": False, "lr_decay_rate": 0.1}
     expected = common | OWN[method]
     assert {key: getattr(opt, key) for key in expected} == expected
@@ -79,7 +79,7 @@ def imagenet(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_two_steps(method, imagenet, tmp_path):
     teacher = OWN[method].get("model_t", ["torchvision:resnet34"])[0].split(":")[1]
-    command = [*config(method), "--dataset", "folder", "--data_folder", str(imagenet), *SHORT]
+    command = [*config(method), "--data_folder", str(imagenet), *SHORT]
     command += ["--path_t", str(imagenet / f"{teacher}.pth"), "--save_folder", str(tmp_path), "--run_name", "r"]
     command += {"crd": "--nce_k 4", "sskd": "--init_epochs 1", "pad_l2": f"--path_s {imagenet}/resnet18.pth"}.get(
         method, ""

@@ -1,0 +1,65 @@
+"""scripts/slurm_distill.sbatch with stand-ins for Slurm's commands: stopped, queued again, and gone on from there."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import QUICK, ROOT
+from test_resume import equal, results
+
+SLURM = {
+    # one node; srun's task is what scancel signals
+    "srun": '[ "$1" = --kill-on-bad-exit=0 ] && shift\necho $$ >"$HERE/step"\nexec "$@"',
+    "scancel": '[ "$*" = "--signal=TERM 17" ] && kill -TERM "$(cat "$HERE/step")"',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$*" >>"$HERE/queued"; fi',
+}
+
+
+@pytest.fixture
+def job(python, teacher, tmp_path):
+    """Starts the job of a run of this name, as Slurm would."""
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "one", "SLURM_NNODES": "1", "NPROC": "2", "HERE": tmp_path}
+    variables |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": python, "RUN_LOG": tmp_path / "run.log"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
+
+    def start(name: str, *flags: str) -> subprocess.Popen:
+        command = ["bash", ROOT / "scripts" / "slurm_distill.sbatch", *QUICK, "--path_t", teacher, "--epochs", "6"]
+        command += ["--save_folder", tmp_path / name, "--run_name", "r", "--distill", "crd", "--nce_k", "64", *flags]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return start
+
+
+def test_stopped_at_its_time_limit(job, tmp_path):
+    """The requeued job ends as the one that was never stopped; only it was requeued."""
+    whole = job("whole")
+    said, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0 and not (tmp_path / "queued").exists(), said
+    (tmp_path / "run.log").unlink()
+    broken = job("broken")
+    folder = tmp_path / "broken" / "student_model" / "r"
+    while broken.poll() is None and not (folder / "log.csv").exists():
+        time.sleep(0.02)
+    broken.send_signal(signal.SIGUSR1)
+    said, _ = broken.communicate(timeout=120)
+    assert broken.returncode != 0, said
+    assert (tmp_path / "queued").read_text() == "requeue 17\n", said
+    assert not (folder / "summary.json").exists() and "SIGTERM: stopped after" in (tmp_path / "run.log").read_text()
+    again = job("broken")
+    assert "continuing" in again.communicate(timeout=120)[0] and again.returncode == 0
+    assert (tmp_path / "queued").read_text() == "requeue 17\n"
+    for found, expected in zip(results(folder), results(tmp_path / "whole" / "student_model" / "r"), strict=True):
+        assert equal(found, expected)
+
+
+def test_a_failure_is_not_queued_again(job, tmp_path):
+    failed = job("failed", "--momentum", "-1")
+    assert "--momentum: expected" in failed.communicate(timeout=120)[0]
+    assert failed.returncode != 0 and not (tmp_path / "queued").exists()
