@@ -54,8 +54,8 @@ def test_published_values(method):
     train_student.settle(opt)
     found = (opt.epochs, opt.batch_size, opt.learning_rate, opt.lr_decay_epochs, opt.weight_decay)
     assert (*found, opt.gamma, opt.alpha, *opt.beta) == PUBLISHED[method]
-    common = {"dataset": "imagenet", "momentum": 0.9, "nesterov": False, "model_t": ["torchvision:resnet34"], "sync_bn": False}
-    common |= {"model_s": "torchvision:resnet18", "adjust_lr": False, "lr_decay_rate": 0.1}
+    common = {"momentum": 0.9, "nesterov": False, "model_t": ["torchvision:resnet34"], "sync_bn": False}
+    common |= {"dataset": "imagenet", "model_s": "torchvision:resnet18", "adjust_lr": False, "lr_decay_rate": 0.1}
     expected = common | OWN[method]
     assert {key: getattr(opt, key) for key in expected} == expected
 
