@@ -103,6 +103,10 @@ STUDENT = [
     ("--dataset folder --data_folder {bad}/nowhere", r"--dataset folder: .*nowhere"),
     ("--dataset folder --data_folder {bad}/no_images", r"--dataset folder: .*no_images.* train"),
     ("--dataset folder --data_folder {bad}/one_class", r"--dataset folder: .*one_class.* at least 2 classes"),
+    ("--loader disk", r"--loader: invalid choice: 'disk'"),
+    ("--loader stream", r"--dataset digits: --loader stream: digits has no image files, it is always in memory"),
+    ("--memory_gb 0", r"--memory_gb: expected a number above 0, found 0"),
+    ("--dataset imagenet --data_folder {bad}/one_class", r"--dataset imagenet: .*one_class.* at least 2 classes"),
     ("--dataset folder --data_folder {bad}/undecodable", r"--dataset folder: .*dog/2.png: cannot be decoded"),
 ]
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 from conftest import ROOT
+from test_stream import make_imagenet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from loader import main as time_loaders  # noqa: E402
 from sample import Slice  # noqa: E402
 from step_time import table  # noqa: E402
 
@@ -44,3 +46,16 @@ def test_ratios_in_the_table_are_taken_round_by_round():
     assert lines[0] == "t > s"
     assert [cell.strip() for cell in lines[4].split("|")][1:6] == ["kd", "6.0", "3.0", "2.00", "1.00"]
     assert [cell.strip() for cell in lines[5].split("|")][1:6] == ["crd", "3.0", "", "", "2.00"]
+
+
+def test_loaders(tmp_path):
+    for size, loaders in ((32, 3), (80, 2)):
+        options = (
+            f"--dataset imagenet --image_size {size} --images 6 --batch_size 2 --repeats 2 --num_workers 1".split()
+        )
+        make_imagenet(tmp_path / str(size))
+        time_loaders([*options, "--data_folder", str(tmp_path / str(size)), "--out", str(tmp_path)])
+        found = json.loads((tmp_path / f"loader_{size}.json").read_text())["images_per_second"]
+        assert len(found) == loaders and all(len(speeds) == 2 and min(speeds) > 0 for speeds in found.values())
+        lines = (tmp_path / f"loader_{size}.md").read_text().splitlines()
+        assert len(lines) == 2 + loaders and lines[-1].endswith("| 1.00 |")
