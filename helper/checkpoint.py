@@ -13,14 +13,19 @@ from . import pickles
 from .util import UserError
 
 
-def atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Lets `write(file)` fill a temporary file, then renames it: under `path` stands the old or the new, whole."""
+def atomically(path: Path, write: Callable[[Any], None], before: Path | None = None) -> None:
+    """Lets `write(file)` fill a temporary file, then renames it: under `path` stands the old or the new, whole.
+
+    before: the name that the old one gets.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if before and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -31,8 +36,13 @@ def atomically(path: Path, write: Callable[[Any], None]) -> None:
         os.close(folder)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    atomically(path, lambda file: torch.save(state, file))
+def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
+    try:
+        atomically(path, lambda file: torch.save(state, file), before)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # PyTorch's writer complains of the file's position instead
+            raise error.__context__ from None
+        raise
 
 
 def save_json(path: Path, value: object) -> None:

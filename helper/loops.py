@@ -135,7 +135,6 @@ def fit(
         print(f"continuing {run.folder} after {passed}" + (f" and {part['meters']['steps']} steps" if part else ""))
     else:
         parallel.own_random_numbers(opt.seed)
-    run.start(device)
     rate = parallel.world() if opt.adjust_lr else 1
 
     def keep(stage: Stage, optimizer: torch.optim.Optimizer, meters: Meters | None = None) -> None:
@@ -151,7 +150,7 @@ def fit(
             state["parts"] = parallel.each({"meters": meters.state(), "norms": norms})
         run.save("last.pth", state)
 
-    with Signals() as signals:
+    with run.open(device), Signals() as signals:
         for stage in stages:
             parameters = [p for p in (*student.parameters(), *criterion.parameters()) if p.requires_grad]
             optimizer = torch.optim.SGD(

@@ -86,12 +86,21 @@ def gpus(device: torch.device) -> int:
 
 
 def in_first(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes the decorated function do nothing but in the first process, which is the one that writes."""
+    """Makes the decorated function do nothing but in the first process, which is the one that writes.
+
+    A UserError there is raised in all processes.
+    """
 
     @functools.wraps(function)
     def maybe(*args: Any, **kwargs: Any) -> None:
+        error = None
         if not rank():
-            function(*args, **kwargs)
+            try:
+                function(*args, **kwargs)
+            except UserError as found:
+                error = found
+        if error := each(error)[0]:
+            raise error
 
     return maybe
 

@@ -1,11 +1,16 @@
 """A run's folder: what it holds, how it is continued, and when it is already done."""
 
 import argparse
+import contextlib
 import csv
+import fcntl
+import functools
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -20,11 +25,33 @@ COLUMNS = (
 )
 
 
+LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
+
+
+def writes(method: Callable[..., None]) -> Callable[..., None]:
+    """Makes the decorated method of Run do nothing but in the first process; an error of the disk is the user's."""
+
+    @parallel.in_first
+    @functools.wraps(method)
+    def checked(run: "Run", *args: Any) -> None:
+        try:
+            if run.lock and not os.path.samestat(os.stat(run.folder / LOCK), os.fstat(run.lock.fileno())):
+                raise UserError(f"--save_folder: {run.folder} was removed, and made anew by another process")
+            method(run, *args)
+        except OSError as error:
+            raise UserError(
+                f"--save_folder: {run.folder} cannot be written: {error.strerror or error}; "
+                "the same command goes on from the last checkpoint that is whole"
+            ) from None
+
+    return checked
+
+
 class Run:
     """The folder of one run: options.json, log.csv, events, last.pth, best.pth, ckpt_epoch_N.pth, summary.json.
 
-    Building it only reads; `start` is the first to write, and of several processes only the first one writes. Raises
-    UserError where the folder belongs to a run with other options, or cannot be written.
+    Building it only reads; `open` is the first to write, and of several processes only the first one writes. Raises
+    UserError where the folder belongs to a run with other options, is in another process's hands, or cannot be written.
     start: the checkpoint that the network starts from, which --test_only takes where there is no such run.
     """
 
@@ -36,24 +63,63 @@ class Run:
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
         self.options = {k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only")}
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
-        self.finished = False
-        last = self.folder / "last.pth"
+        self.finished, self.lock = False, None
+        last, previous, summary = self.progress = [self.folder / name for name in (LAST, PREVIOUS, "summary.json")]
         if opt.test_only is not None:
             self.tested = self._to_test(opt.test_only, last, start)
             return
         parent = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"--save_folder {opt.save_folder}: {parent} is not a folder that can be written")
-        if opt.resume == "never":
-            return
+        self._refuse_if_locked()
+        self.seen = self._look()
         exported = all(path.is_file() for path in export.files(self.stem, opt.export))
-        if (summary := self.folder / "summary.json").is_file() and (exported or not last.is_file()):
+        if opt.resume == "auto" and summary in self.seen and (exported or last not in self.seen):
             self._compare(self._read_json(self.folder / "options.json")["options"])
             self.finished = True
             self.summary = self._read_json(summary)
-        elif last.is_file():
-            self.state = checkpoint.load(last, "the interrupted run's")
+            return
+        if opt.resume == "auto" and (last in self.seen or previous in self.seen):
+            self.state = self._read_last(last, previous)
             self._compare(self.state["options"])
+
+    def _look(self) -> dict[Path, tuple[int, int]]:
+        """Which files of the run's progress there are, and of when."""
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.progress if path.is_file()}
+
+    @parallel.in_first
+    def _refuse_if_locked(self) -> None:
+        if (self.folder / LOCK).exists():
+            self._locked().close()
+
+    def _locked(self) -> IO:
+        """A file that is this process's until it closes it or ends. Raises UserError where it is another's."""
+        file = open(self.folder / LOCK, "a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in workers that outlive a kill
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(f"{self.folder}: another process is training this run; give --run_name") from None
+        except OSError:
+            pass  # some network file systems have no locks; go on without
+        return file
+
+    def _read_last(self, *paths: Path) -> dict[str, Any]:
+        """The first of the checkpoints that is whole. Raises UserError where none is."""
+        errors = []
+        for path in filter(self.seen.get, paths):
+            try:
+                state = checkpoint.load(path, "the interrupted run's")
+                if not {"options", "done", "stage"} <= state.keys():
+                    raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from")
+            except UserError as error:
+                errors.append(str(error))
+            else:
+                if errors and not parallel.rank():
+                    print(f"warning: {errors[0]}; going on from {path.name}", file=sys.stderr)
+                self.origin = path
+                return state
+        raise UserError("; ".join([*errors, "--resume never starts the run afresh"]))
 
     def _to_test(self, given: str, last: Path, start: str | None) -> str:
         """Finds and reads the file that is tested: the given one, else the last of a run so called, else `start`."""
@@ -85,62 +151,76 @@ class Run:
                 f"{self.folder} holds a run with other options: {listed}; give --run_name or --resume never"
             )
 
-    def start(self, device: torch.device) -> None:
-        """Makes the folder; cuts log rows newer than the checkpoint that the run goes on from."""
+    @contextlib.contextmanager
+    def open(self, device: torch.device) -> Iterator[None]:
+        """Makes the folder and keeps other processes out; cuts log rows newer than the state that is gone on from."""
         parallel.wait()  # all have read it
-        self.scalars = Scalars(None if parallel.rank() else self.folder)
-        self._make(device)
-
-    @parallel.in_first
-    def _make(self, device: torch.device) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.state is None:
-                for old in (
-                    "last.pth",
-                    "best.pth",
-                    "summary.json",
-                    *(f.name for f in self.folder.glob("ckpt_epoch_*.pth")),
-                ):
-                    (self.folder / old).unlink(missing_ok=True)
-                facts = machine(device) | {"processes": parallel.world()}
-                checkpoint.save_json(self.folder / "options.json", {"options": self.options, **facts})
-        except OSError as error:
-            raise UserError(f"--save_folder: {error}") from None
+            self._make(device)
+            self.scalars = Scalars(None if parallel.rank() else self.folder)
+            yield
+        finally:
+            if self.lock:
+                self.lock.close()
+
+    @writes
+    def _make(self, device: torch.device) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = self._locked()
+        if self._look() != self.seen:
+            raise UserError(f"{self.folder}: another process has changed it meanwhile; start again")
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()  # of a process that was killed
+        if self.state is None:
+            kept = (f.name for f in self.folder.glob("ckpt_epoch_*.pth"))
+            for old in (LAST, PREVIOUS, "best.pth", "summary.json", *kept):
+                (self.folder / old).unlink(missing_ok=True)
+            facts = machine(device) | {"processes": parallel.world()}
+            checkpoint.save_json(self.folder / "options.json", {"options": self.options, **facts})
+        elif self.origin != self.folder / LAST:
+            os.replace(self.origin, self.folder / LAST)
         done = self.state["done"] if self.state else {}
         for path in self.folder.glob("*log.csv"):
-            rows = [r for r in self.rows(path.name) if int(r["epoch"]) <= done.get(path.name, 0)]
-            if rows:
-                checkpoint.atomically(path, lambda file, rows=rows: file.write(as_csv(rows, header=True).encode()))
-            else:
+            if not done.get(path.name):
                 path.unlink()
+        for name, epochs in done.items():
+            rows = self.rows(name) if epochs else []
+            if [row.get("epoch") for row in rows[:epochs]] != [str(n + 1) for n in range(epochs)]:
+                expected = f"{self.folder / name}: expected a row for each of {epochs} epochs"
+                raise UserError(f"{expected}; --resume never starts the run afresh")
+            if len(rows) > epochs:
+                self._write(name, as_csv(rows[:epochs], header=True))
 
-    @parallel.in_first
-    def log(self, file_name: str, row: dict[str, Any]) -> None:
+    def _write(self, name: str, text: str) -> None:
+        checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode()))
+
+    @writes
+    def log(self, name: str, row: dict[str, Any]) -> None:
         """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard."""
-        path = self.folder / file_name
-        with open(path, "a", newline="") as file:
-            file.write(as_csv([row], header=file.tell() == 0))
-            file.flush()
-            os.fsync(file.fileno())  # before last.pth: a checkpoint's rows are always there
-        prefix = file_name.removesuffix("log.csv")
+        path = self.folder / name
+        before = path.read_text() if path.exists() else ""
+        self._write(name, before + as_csv([row], header=not before))
+        prefix = name.removesuffix("log.csv")
         numbers = {prefix + k: v for k, v in row.items() if k != "epoch" and isinstance(v, (int, float))}
         self.scalars.log(numbers, row["epoch"])
 
-    @parallel.in_first
+    @writes
     def save(self, name: str, state: dict[str, Any]) -> None:
-        checkpoint.save(self.folder / name, {**state, "options": self.options})
+        """Writes a checkpoint; last.pth's predecessor stays."""
+        before = self.folder / PREVIOUS if name == LAST else None
+        checkpoint.save(self.folder / name, {**state, "options": self.options}, before)
 
-    @parallel.in_first
+    @writes
     def save_predictions(self, name: str, predictions: Tensor) -> None:
         """predictions [N, 3]: label, predicted class, its probability; name: of another network than the result."""
         lines = [f"{i},{int(y)},{int(p)},{c:.6f}" for i, (y, p, c) in enumerate(predictions.tolist())]
         text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
-        path = self.folder / f"predictions{'_' if name else ''}{name}.csv"
-        checkpoint.atomically(path, lambda file: file.write(text.encode()))
+        self._write(f"predictions{'_' if name else ''}{name}.csv", text)
 
-    def rows(self, file_name: str) -> list[dict[str, str]]:
-        with open(self.folder / file_name, newline="") as file:
+    def rows(self, name: str) -> list[dict[str, str]]:
+        if not (self.folder / name).exists():
+            return []
+        with open(self.folder / name, newline="") as file:
             return list(csv.DictReader(file))
 
     def finish(self, facts: dict[str, Any]) -> None:
@@ -148,7 +228,7 @@ class Run:
         self._summarise(facts)
         parallel.wait()  # what comes next may read it
 
-    @parallel.in_first
+    @writes
     def _summarise(self, facts: dict[str, Any]) -> None:
         rows = self.rows("log.csv")
         best = max(rows, key=lambda r: float(r["val_acc"]))
@@ -165,6 +245,7 @@ class Run:
             "seconds": round(seconds, 2),
             "images_per_second": round(images / seconds, 1) if seconds else None,
         }
+        (self.folder / PREVIOUS).unlink(missing_ok=True)
         checkpoint.save_json(self.folder / "summary.json", self.summary)
         self.report()
 

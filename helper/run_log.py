@@ -16,10 +16,11 @@ class Copied:
         self.stream, self.file, self.line = stream, file, ""
 
     def write(self, text: str) -> int:
+        written = self.stream.write(text)  # first: it may say that the file's disk is full
         *lines, rest = (self.line + text).split("\n")
-        self.note(lines)
         self.line = rest.rpartition("\r")[2]
-        return self.stream.write(text)
+        self.note(lines)
+        return written
 
     def note(self, lines: list[str]) -> None:
         for line in lines:

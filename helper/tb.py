@@ -1,5 +1,6 @@
 """TensorBoard scalars by tensorboard_logger, or nothing where that package does not work."""
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -24,7 +25,12 @@ class Scalars:
         try:
             from tensorboard_logger import Logger
 
-            self._logger = Logger(str(folder), flush_secs=10)
+            class Quiet(Logger):
+                def __del__(self) -> None:
+                    with contextlib.suppress(OSError):  # what is left of the events of a full disk
+                        super().__del__()
+
+            self._logger = Quiet(str(folder), flush_secs=10)
         except Exception as error:  # an old package fails in many ways: import, protobuf, numpy
             if not _warned:
                 warnings.warn(f"no TensorBoard events, log.csv alone: tensorboard_logger says {error!r}", stacklevel=2)
@@ -32,5 +38,9 @@ class Scalars:
 
     def log(self, values: dict[str, float], step: int) -> None:
         if self._logger is not None:
-            for name, value in values.items():
-                self._logger.log_value(name, value, step)
+            try:
+                for name, value in values.items():
+                    self._logger.log_value(name, value, step)
+            except OSError as error:
+                warnings.warn(f"no more TensorBoard events, log.csv alone: {error}", stacklevel=2)
+                self._logger = None

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import functools
 import os
 import platform
@@ -50,22 +51,31 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         try:
             with memory_in_words():
                 main(argv)
-        except (UserError, Diverged, Stopped, Unreadable) as error:
-            # torchrun's other processes would say the same, but for images, of which each has its own
-            if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, Unreadable):
-                kind = "" if isinstance(error, Stopped) else "error: "
-                print(f"{Path(sys.argv[0]).name}: {kind}{one_line(str(error))}", file=sys.stderr)
-            sys.exit(128 + error.number if isinstance(error, Stopped) else 3 if isinstance(error, Diverged) else 2)
+        except (UserError, Diverged, Stopped) as error:
+            kind = "" if isinstance(error, Stopped) else "error: "
+            end(f"{kind}{error}", 128 + error.number if kind == "" else 3 if isinstance(error, Diverged) else 2)
+        except Unreadable as error:  # each process has images of its own
+            end(f"error: {error}", 2, of_all=True)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
                 raise
-            print(f"{Path(sys.argv[0]).name}: error: {error}; fewer --num_workers need less memory", file=sys.stderr)
-            sys.exit(2)
+            end(f"error: {error}; fewer --num_workers need less memory", 2, of_all=True)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            sys.exit(130)
+            end("interrupted; the same command goes on from the last checkpoint", 130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            sys.stdout = open(os.devnull, "w")  # what it still holds may find no room either
+            end(f"error: {error}", 2)
 
     return run
+
+
+def end(message: str, status: int, of_all: bool = False) -> NoReturn:
+    with contextlib.suppress(OSError):
+        if of_all or os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
+            print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
+    sys.exit(status)
 
 
 def one_line(text: str, longest: int = 1000) -> str:
