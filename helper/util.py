@@ -161,8 +161,11 @@ def set_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-def choose_device(name: str | None) -> torch.device:
-    """`--device`, else the GPU where there is one. Raises UserError for a device that is not there."""
+def choose_device(name: str | None, amp: str = "off") -> torch.device:
+    """`--device`, else the GPU where there is one. Raises UserError for a device that is not there.
+
+    Warns where `--amp` asks a CPU for arithmetic that it does not have, and emulates in several times the time.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -172,7 +175,17 @@ def choose_device(name: str | None) -> torch.device:
     torch.backends.cudnn.benchmark = True  # equal batches all along: the fastest kernels are worth a search
     if device.type == "cpu":
         keep_freed_memory()
+        if amp != "off" and os.environ.get("RANK", "0") == "0" and not has_arithmetic(amp):
+            print(f"--amp {amp}: this CPU has no {amp} arithmetic; --amp off is faster", file=sys.stderr)
     return device
+
+
+def has_arithmetic(amp: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies in half precision (x86 and Arm under Linux); True where it does not say."""
+    words = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "fphp"}}[amp]
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line.split() for line in lines if line.startswith(("flags", "Features"))]
+    return not flags or not words.isdisjoint(flags[0])
 
 
 def keep_freed_memory() -> None:

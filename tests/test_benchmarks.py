@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 from test_stream import make_imagenet
+
+from helper.util import has_arithmetic
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -59,3 +62,18 @@ def test_loaders(tmp_path):
         assert len(found) == loaders and all(len(speeds) == 2 and min(speeds) > 0 for speeds in found.values())
         lines = (tmp_path / f"loader_{size}.md").read_text().splitlines()
         assert len(lines) == 2 + loaders and lines[-1].endswith("| 1.00 |")
+
+
+@pytest.mark.parametrize(
+    "flags, amp, has",
+    [
+        ("flags\t: fpu avx2 avx512f", "bf16", False),
+        ("flags\t: fpu avx2 avx512_bf16", "bf16", True),
+        ("Features\t: fp asimd fphp bf16", "fp16", True),
+        ("Features\t: fp asimd", "fp16", False),
+        ("", "bf16", True),
+    ],
+)
+def test_half_precision_that_a_cpu_only_emulates(flags, amp, has, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert has_arithmetic(amp, tmp_path / "cpuinfo") == has

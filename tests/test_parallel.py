@@ -370,7 +370,7 @@ def test_data_parallel_on_stand_ins(name: str, monkeypatch) -> None:
 
 def test_several_gpus_are_driven_by_one_process(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(parallel, "choose_device", torch.device)
+    monkeypatch.setattr(parallel, "choose_device", lambda name, amp: torch.device(name))
     for name, flag, refused in [
         ("cuda", "compile", True), ("cuda", "sync_bn", True), ("cuda:1", "compile", False), ("cpu", "sync_bn", False)
     ]:  # fmt: skip
