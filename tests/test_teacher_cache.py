@@ -338,7 +338,7 @@ def test_all_that_changes_the_numbers_changes_the_cache(tmp_path) -> None:
 
 
 def arguments(teacher: Path, save: Path, *flags: str) -> list[str]:
-    return [*QUICK, "--path_t", str(teacher), "--model_s", "resnet8", "--epochs", "3", "--lr_decay_epochs", "2",
+    return [*QUICK, "--path_t", str(teacher), "--model_s", "resnet8", "--epochs", "2", "--lr_decay_epochs", "1",
             "--save_folder", str(save), "--run_name", "r", *flags]  # fmt: skip
 
 
@@ -364,7 +364,7 @@ def runs(teacher, tmp_path_factory) -> dict[str, Path]:
 def test_same_losses(runs) -> None:
     """Bit for bit where whole batches were computed or found, else to rounding."""
     plain, cold, warm = (list(log(save)) for save in runs.values())
-    assert len(plain) == 3 and plain[0] == cold[0] and cold == warm
+    assert len(plain) == 2 and plain[0] == cold[0] and cold == warm
     for row, expected in zip(cold, plain, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     found, expected = (results(runs[name] / "student_model" / "r") for name in ("warm", "cold"))
