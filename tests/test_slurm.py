@@ -15,6 +15,7 @@ SLURM = {
     "scancel": '[ "$*" = "--signal=TERM 17" ] && kill -TERM "$(cat "$HERE/step")"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$*" >>"$HERE/queued"; fi',
 }
+OPTIONS = "--distill crd --nce_k 64 --epochs 4 --sync_bn --export torchscript --run_name r"
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def job(python, teacher, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
 
     def start(name: str, *flags: str) -> subprocess.Popen:
-        command = ["bash", ROOT / "scripts" / "slurm_distill.sbatch", *QUICK, "--path_t", teacher, "--epochs", "6"]
-        command += ["--save_folder", tmp_path / name, "--run_name", "r", "--distill", "crd", "--nce_k", "64", *flags]
+        command = ["bash", ROOT / "scripts" / "slurm_distill.sbatch", *QUICK, "--path_t", teacher, *OPTIONS.split()]
+        command += ["--save_folder", tmp_path / name, *flags]
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -38,7 +39,7 @@ def job(python, teacher, tmp_path):
 
 
 def test_stopped_at_its_time_limit(job, tmp_path):
-    """The requeued job ends as the one that was never stopped; only it was requeued."""
+    """The job that is queued again ends as the one that was never stopped; its two processes export and test it."""
     whole = job("whole")
     said, _ = whole.communicate(timeout=120)
     assert whole.returncode == 0 and not (tmp_path / "queued").exists(), said
@@ -55,6 +56,10 @@ def test_stopped_at_its_time_limit(job, tmp_path):
     again = job("broken")
     assert "continuing" in again.communicate(timeout=120)[0] and again.returncode == 0
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
+    log = (tmp_path / "run.log").read_text()
+    assert log.count("last epoch (4): ") == log.count("student.pt") == 1 and (folder / "student.pt").exists()
+    loss = (folder / "log.csv").read_text().splitlines()[-1].split(",")[4]
+    assert f"{folder}/last.pth: loss {float(loss):.4f}" in job("broken", "--test_only").communicate(timeout=120)[0]
     for found, expected in zip(results(folder), results(tmp_path / "whole" / "student_model" / "r"), strict=True):
         assert equal(found, expected)
 
