@@ -20,8 +20,8 @@ from helper.util import UserError
 
 FORMATS = ["torchscript", "pt2"] + (["onnx"] if all(map(find_spec, export.FORMATS["onnx"].packages)) else [])
 IMAGES = models.Images((32, 32), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-OTHERS = [("MobileNetV2", "torchscript"), ("torchvision:resnet18", "pt2")]  # each format on another kind of network
-OTHERS += [("timm:test_vit" if find_spec("timm") else "wrn_16_1", "onnx")] if "onnx" in FORMATS else []
+OTHERS = [("MobileNetV2", "torchscript"), ("torchvision:resnet18", "torchscript"), ("wrn_16_1", "pt2")]
+OTHERS += [("timm:test_vit", "pt2")] if find_spec("timm") else []
 # reads the files without this project
 READER = """
 import json, sys, warnings
