@@ -1,0 +1,49 @@
+"""The short form of long_runs.py: every method, in as few runs of the script as their views of the images allow."""
+
+import gc
+import os
+
+import pytest
+import torch
+from conftest import QUICK
+from test_resume import equal, results
+
+import train_student
+from distiller_zoo import Distiller, find_method, method_names
+from helper.loops import Precision
+
+ALIKE = [name for name in method_names() if find_method(name).views is Distiller.views]
+GROUPS = [ALIKE, *([name] for name in method_names() if name not in ALIKE)]
+
+
+def run(names, teacher, save):
+    """Three epochs of four steps, after one of an initialisation."""
+    few = "--image_size 8 --limit_train 32 --limit_val 10 --batch_size 8 --epochs 3 --init_epochs 1".split()
+    weights = ",".join(["1e-3"] * len(names))
+    command = [*QUICK, *few, "--path_t", str(teacher), "--save_folder", str(save), "--run_name", "r"]
+    crowd = ["--nce_k", "16"] if "crd" in names else []
+    train_student.main([*command, "--distill", ",".join(names), "-b", weights, "--learning_rate", "0.01", *crowd])
+    return save / "student_model" / "r"
+
+
+def held():
+    """Tensors, their bytes, and open files."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return len(tensors), sum(x.nbytes for x in tensors), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("names", GROUPS, ids=["others" if len(names) > 1 else names[0] for names in GROUPS])
+def test_nothing_piles_up_and_equal_seeds_give_equal_numbers(names, teacher, tmp_path, monkeypatch):
+    first = results(run(names, teacher, tmp_path / "first"))
+    samples, step = [], Precision.step
+
+    def watched(*args):
+        step(*args)
+        samples.append(None if len(samples) % 4 else held())
+
+    monkeypatch.setattr(Precision, "step", watched)
+    second = results(run(names, teacher, tmp_path / "second"))
+    assert samples[-4] == samples[-8]
+    for a, b in zip(first, second, strict=True):
+        assert equal(a, b)
