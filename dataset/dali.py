@@ -37,7 +37,7 @@ class Dali(Augment):
         from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
         index, view = index.cpu(), view.cpu()
-        largest = max(len(index[step]) for step in steps)
+        largest = max((len(index[step]) for step in steps), default=1)
         with ThreadPoolExecutor(self.files.storage.workers) as pool:
             source = (self.inputs(pool, index[step], view[step]) for step in steps)
             try:

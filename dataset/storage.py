@@ -36,9 +36,9 @@ class Storage(NamedTuple):
             raise ValueError(f"--loader memory: images of at most {LARGEST_KEPT} pixels are kept, these have {size}")
         if self.loader == "memory" and kept > self.memory_gb:
             raise ValueError(f"--loader memory: the images take {kept:.3g} GB, --memory_gb is {self.memory_gb:g}")
-        if self.loader == "dali" and size <= LARGEST_KEPT:
-            raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
         if self.loader == "dali":
+            if size <= LARGEST_KEPT:
+                raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
             try:
                 import nvidia.dali  # noqa: F401
             except ImportError as error:

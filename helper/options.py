@@ -186,7 +186,7 @@ def add_data_options(parser: Parser) -> None:
         help="of image files: kept decoded, or read by workers all along; auto: kept where --memory_gb allows it",
     )
     group.add_argument("--memory_gb", type=above_zero, default=4.0, help="that kept images may take")
-    group.add_argument("--num_workers", type=count, default=8, help="that read image files, at most one for each core")
+    group.add_argument("--num_workers", type=count, default=8, help="that read image files, for each process")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
 
