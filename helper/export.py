@@ -16,7 +16,7 @@ from models import Images
 
 from . import checkpoint
 from .parallel import in_first
-from .util import UserError
+from .util import UserError, mendable
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: sums in another order differ by a hundredth of that
 Function = Callable[[Tensor], Tensor]
@@ -105,7 +105,8 @@ def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classe
             raise UserError(f"--export {name}: {error!r:.300}") from None
         if not difference <= allowed:
             raise UserError(f"--export {name}: its logits are {difference:.2g} from the network's, not {allowed:.2g}")
-        checkpoint.atomically(path, lambda file, data=data: file.write(data))
+        with mendable(f"--export {name}"):
+            checkpoint.atomically(path, lambda file, data=data: file.write(data))
         found[name] = difference
         print(f"exported: {path}")
     given = {"name": "images", "dtype": "float32", "shape": ["batch", *batch.shape[1:]]}

@@ -126,7 +126,7 @@ class Run:
         if not given and last.is_file():
             self.state = checkpoint.load(last, "the run's")
             try:
-                self._compare(self.state["options"])
+                self._compare(self.state.get("options", {}))
                 return str(last)
             except UserError:
                 if start is None:
