@@ -59,6 +59,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=options.above_zero, default=2.0, help="of each sample, at most but for one step")
     add("--minutes", type=options.above_zero, default=60.0, help="of all; less repeats where time is short")
     add("--together", type=options.count, default=6, help="methods whose processes are in memory at once")
+    add(
+        "--start_together", action="store_true", help="start these at once: quicker, but first steps are not to compare"
+    )
     add("--out", type=Path, default=Path("save/speed"))
     opt = parser.parse_args(argv)
     if opt.peer and opt.images % 100:
@@ -131,7 +134,10 @@ def time_group(opt: argparse.Namespace, folder: Path, rows: list[dict], deadline
     try:
         for row in rows:
             running.append(Timed(opt, folder, row))
-            take(running, running[-1], found, warm_up=1, steps=1, seconds=0.0)
+            if not opt.start_together:
+                take(running, running[-1], found, warm_up=1, steps=1, seconds=0.0)
+        for timed in list(running) if opt.start_together else ():
+            take(running, timed, found, warm_up=1, steps=1, seconds=0.0)
         for turn in range(opt.repeats):
             if turn and time.monotonic() > deadline:
                 break
