@@ -175,15 +175,14 @@ def open_caches(
     if views is None:
         raise UserError(f"--cache_teacher: {type(augment).__name__} gives a sample more views than can be kept")
     images = data.train_images if isinstance(data.train_images, Tensor) else data.train_images.identity()
-    view = torch.arange(views, device=device)
-    shown = (augment(some % samples, some) for some in view.split(64))
-    one = augment(view[:1], view[:1])
+    view = torch.arange(views)
+    shown = list(augment.stream(view % samples, view, [slice(i, i + 64) for i in range(0, views, 64)]))
     common = {
         "dtype": opt.cache_dtype or "float32",
         "samples": samples,
         "views": views,
-        "images_a_view": one.shape[1] if one.dim() == 5 else 1,
-        "images": hashed(("", x) for x in itertools.chain([images], shown)),
+        "images_a_view": shown[0].shape[1] if shown[0].dim() == 5 else 1,
+        "images": hashed(("", x) for x in [images, *shown]),
         "amp": opt.amp,
         "compile": opt.compile,
         "matmul": torch.get_float32_matmul_precision(),
