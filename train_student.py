@@ -96,6 +96,9 @@ def load_teachers(opt: argparse.Namespace) -> list[dict]:
     if None in opt.model_t:
         path = opt.path_t[opt.model_t.index(None)]
         raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
+    for name, path in zip(opt.model_t, opt.path_t, strict=True):
+        with mendable(f"--path_t {path}"):
+            models.sketch(name)
     return states
 
 

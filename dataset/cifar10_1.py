@@ -35,8 +35,10 @@ def cifar10_1(folder: str | Path, image_size: int | None = None, *, version: str
         )
     try:
         images, labels = (np.load(place / name) for name in names)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise ValueError(f"{place}: cannot read {' and '.join(names)}: {error}") from error
+    if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+        raise ValueError(f"{place}: expected one array in each of {' and '.join(names)}, found an archive of several")
     whole = labels.ndim == 1 and labels.size and np.issubdtype(labels.dtype, np.integer)
     if not whole or images.dtype != np.uint8 or images.shape != (labels.size, 32, 32, 3):
         raise ValueError(

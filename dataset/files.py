@@ -16,8 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from helper import pickles
+
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
+_longest = 1000  # times the other side: what is resized by its shortest side must stay small
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
 
 
 Found = os.DirEntry  # an image's file: its path, and by stat(), asked for where images are kept, whether it has changed
@@ -60,15 +64,26 @@ def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], sour
         )
 
 
-def images_below(place: str | Path) -> Iterator[Found]:
+def images_below(place: str | Path, above: tuple[str, ...] = ()) -> Iterator[Found]:
+    """In any order. A link to a folder is followed, but not to one of those that it lies in."""
+    above = (*above, os.path.realpath(place))
     with os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith("."):  # among them macOS's "._name.jpg", which are no images
                 continue
             if entry.is_dir():
-                yield from images_below(entry.path)
+                if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                    yield from images_below(entry.path, above)
             elif entry.name.lower().endswith(_suffixes):
                 yield entry
+
+
+def lines_of(path: Path) -> list[str]:
+    """Raises ValueError, naming the file, where it is no text."""
+    try:
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text: {error}") from error
 
 
 def few(names: Sequence[str]) -> str:
@@ -77,9 +92,14 @@ def few(names: Sequence[str]) -> str:
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """Unreadable for whatever goes wrong in opening or decoding it."""
+    """Unreadable for whatever goes wrong in opening or decoding it, and for an image of absurd size."""
     try:
+        if not os.path.isfile(path):
+            raise ValueError("not a file")  # a pipe would be waited for
         with Image.open(path) as image:
+            width, height = image.size
+            if width * height > Image.MAX_IMAGE_PIXELS or max(image.size) > _longest * min(image.size):
+                raise ValueError(f"{width} x {height} pixels")
             yield image
     # PIL raises OSError, SyntaxError, struct.error and more, by format and by what is broken.
     except Exception as error:
@@ -108,14 +128,14 @@ def decode(paths: list[str], size: int, workers: int) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-def cached(cache: Path, files: list[Found], make: Callable[[], Any]) -> Any:
+def cached(cache: Path, files: list[Found], make: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
     """What `make` makes of `files`, kept in `cache`, which lies in the root of their tree.
 
-    Made anew where names, sizes or times of the files differ from those that it was made for; not kept, with a
-    warning, where the file cannot be written.
+    Made anew where names, sizes or times of the files differ from those that it was made for, or where it does not
+    fit: it may have come with the files. Not kept, with a warning, where the file cannot be written.
     """
     key = _key(files, len(str(cache.parent / "_")) - 1)
-    made = _load(cache, key)
+    made = _load(cache, key, fits)
     if made is None:
         made = make()
         _save(cache, {"key": key, "made": made})
@@ -130,10 +150,10 @@ def _key(files: list[Found], start: int) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def _load(cache: Path, key: str) -> Any | None:
+def _load(cache: Path, key: str, fits: Callable[[Any], bool]) -> Any | None:
     try:
-        found = torch.load(cache, weights_only=True)
-        return found["made"] if found["key"] == key else None
+        found = pickles.read(cache)
+        return found["made"] if found["key"] == key and fits(found["made"]) else None
     except Exception:  # missing, unreadable, cut short or something else: it is made anew
         return None
 

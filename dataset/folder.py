@@ -8,6 +8,7 @@ train/, where that can be written; a tree whose file names, sizes or times have 
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from .base import ImageSet, register
 from .files import Found, by_class, cached, few, opened, same_classes
@@ -27,12 +28,13 @@ def folder(folder: str | Path, image_size: int | None, storage: Storage) -> Imag
     """
     found = listing(Path(folder))
     every = found.train_files + found.val_files
-    size = image_size or cached(found.root / ".cache-size.pt", every, lambda: _common_size(every))
+    sizes = range(1, LARGEST_KEPT + 1)
+    size = image_size or cached(found.root / ".cache-size.pt", every, lambda: _common_size(every), sizes.__contains__)
     data = found.at(size, storage, **IMAGENET)
     if size > LARGEST_KEPT:
         return data
     measured = found.root / f".cache-{size}-mean-std.pt"
-    mean, std = cached(measured, found.train_files, lambda: measure(data.train_images.split(1024)))
+    mean, std = cached(measured, found.train_files, lambda: measure(data.train_images.split(1024)), _are_channels)
     return dataclasses.replace(data, mean=tuple(mean), std=tuple(std))
 
 
@@ -56,6 +58,12 @@ def _parts(root: Path) -> tuple[Path, Path]:
         found = few(sorted(os.listdir(root)))
         raise FileNotFoundError(f"{root}: expected train/ and one of val/, test/, valid/; found {found}")
     return root / "train", vals[0]
+
+
+def _are_channels(x: Any) -> bool:
+    return (
+        [len(part) for part in x] == [3, 3] and all(0 <= value <= 1 for part in x for value in part) and 0 not in x[1]
+    )
 
 
 def _common_size(files: list[Found]) -> int:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LARGEST_GB = 32
 Channels = tuple[float, float, float]
 
 
@@ -13,6 +14,8 @@ def resize(images: Tensor, size: int | None) -> Tensor:
     """Square images [N, 3, H, H] uint8 in `size` x `size` pixels: bilinear, antialiased where they shrink."""
     if size is None or images.shape[-2:] == (size, size):
         return images
+    if (gb := images[..., 0, 0].numel() * size**2 / 1e9) > LARGEST_GB:
+        raise ValueError(f"--image_size {size}: {len(images)} images of that size take {gb:.0f} GB of memory")
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 

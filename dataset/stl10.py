@@ -26,7 +26,8 @@ def stl10(folder: str | Path, image_size: int | None = None) -> ImageSet:
     [5000, 3, S, S] and [8000, 3, S, S] with S = `image_size` or 32, resized once.
     """
     without = [entry for entry in STL10.train_list if "unlabeled" not in entry[0]]
-    labelled = type("STL10", (STL10,), {"train_list": without})
+    url = STL10.url.replace("http://ai.stanford.edu", "https://ai.stanford.edu")
+    labelled = type("STL10", (STL10,), {"train_list": without, "url": url})
     train, val = official.read(labelled, Path(folder), "binary files", {"split": "train"}, {"split": "test"})
     size = image_size or 32
     return ImageSet(

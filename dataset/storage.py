@@ -4,9 +4,8 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,11 +49,17 @@ class Storage(NamedTuple):
         if self.loader != "memory":
             paths = [os.fsencode(file.path) for _, files in parts for file in files]
             return Files(np.array(paths), size, self)
-        kept = [cached(cache, files, partial(self._decode, files, size)) for cache, files in parts]
+        kept = [self._kept(cache, files, size) for cache, files in parts]
         return torch.cat(kept) if len(kept) > 1 else kept[0]
 
-    def _decode(self, files: list[Found], size: int) -> Tensor:
-        return decode([file.path for file in files], size, self.workers)
+    def _kept(self, cache: Path, files: list[Found], size: int) -> Tensor:
+        def make() -> Tensor:
+            return decode([file.path for file in files], size, self.workers)
+
+        def fits(x: Any) -> bool:
+            return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.shape == (len(files), 3, size, size)
+
+        return cached(cache, files, make, fits)
 
 
 class Listing(NamedTuple):

@@ -1,6 +1,6 @@
 """TinyImageNet-200: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
 
-Y. Le and X. Yang, "Tiny ImageNet Visual Recognition Challenge", 2015, http://cs231n.stanford.edu/tiny-imagenet-200.zip
+Y. Le and X. Yang, "Tiny ImageNet Visual Recognition Challenge", 2015, https://cs231n.stanford.edu/tiny-imagenet-200.zip
 (`bash scripts/get_tinyimagenet.sh` fetches it). The published validation images are what is validated on: the test
 images have no public labels. Kept in memory or in their files as for `folder`.
 """
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from .base import ImageSet, register
-from .files import Found, by_class, few, images_below, same_classes
+from .files import Found, by_class, few, images_below, lines_of, same_classes
 from .storage import Listing, Storage
 
 _name = "tiny-imagenet-200"
@@ -37,7 +37,7 @@ def listing(folder: str | Path) -> Listing:
             f"{root}: expected wnids.txt, train/ and val/, here or in {_name}/; found {there} "
             "(bash scripts/get_tinyimagenet.sh fetches them)"
         )
-    names = wnids.read_text().split()
+    names = " ".join(lines_of(wnids)).split()
     classes = tuple(sorted(set(names)))
     if len(classes) < max(2, len(names)):
         raise ValueError(f"{wnids}: expected at least 2 different classes, one a line; found {few(names)}")
@@ -60,7 +60,7 @@ def _annotated(val: Path, classes: tuple[str, ...]) -> tuple[list[Found], list[i
     unnamed = {image.name: image for image in images_below(val / "images")}
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     files, labels = [], []
-    for number, line in enumerate(table.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines_of(table), start=1):
         name, wnid = (line.split() + ["", ""])[:2]
         if name not in unnamed:
             raise ValueError(f"{table}: line {number} names {name or 'no image'}, not one of images/ or named before")

@@ -89,9 +89,9 @@ class Look(pickle._Unpickler):
 
     def persistent_load(self, pid: tuple) -> int:
         """A storage's number of elements."""
-        what, itemsize, key, _, n = pid[:5]
-        if what != "storage":
-            raise Refused(f"refused, its pickle asks for a {what}; only tensors are loaded")
+        if pid[0] != "storage":
+            raise Refused(f"refused, its pickle asks for a {pid[0]}; only tensors are loaded")
+        itemsize, key, _, n = pid[1:5]
         if self.follow and key not in self.sizes:
             self.sizes[key] = n * itemsize
             self.left -= n * itemsize

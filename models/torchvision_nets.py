@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
@@ -87,6 +88,9 @@ class Torchvision(PackageFamily):
         return dict(interpolate_embeddings(net.image_size, net.patch_size, weights))
 
     def download(self, name: str) -> dict[str, Tensor]:
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        # first as tensors alone: torchvision would run what a pickle that lies in its cache asks for
+        torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
         return torchvision.models.get_model(name, weights="DEFAULT", progress=False).state_dict()
 
 

@@ -2,9 +2,10 @@
 # RepDistiller's six CIFAR-100 teachers, into SAVE/models/<name>_vanilla/ckpt_epoch_240.pth.
 # Interrupted, the same command goes on; a teacher that is there and loads is passed over. Each file is unpacked aside,
 # its SHA-256 is compared where it is known, and our own loader must take it for that network with 100 classes (tensors
-# only, no code) before it moves to its place. Exit status 1 where a teacher cannot be had.
+# only, no code) before it moves to its place. The sums of all are printed. Exit status 1 where a teacher cannot be had.
 # Variables, with their defaults:
 #   TEACHERS="wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50"  SAVE=save
+#   SUMS=FILE          lines `SHA-256 NAME`, as this script has printed them elsewhere, which are compared too
 #   MIRRORS="URL ..."  tried in order, each for what is still missing. A URL with %s in place of the name is one file a
 #                      teacher; .../releases/tags/... is GitHub's list of a release's files; any other is an archive.
 set -euo pipefail
@@ -19,12 +20,13 @@ MIRRORS=${MIRRORS:-
 https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar
 https://github.com/hunto/DIST_KD/releases/download/v0.0.2/cifar_ckpts.zip
 https://api.github.com/repos/zhengli97/CTKD/releases/tags/pretrained-models
-http://shape2prog.csail.mit.edu/repo/%s_vanilla/ckpt_epoch_240.pth}
+https://shape2prog.csail.mit.edu/repo/%s_vanilla/ckpt_epoch_240.pth}
 
 # Found equal in the first archive and on the original host. Nobody has published the sums of the other five.
 known_sha256() {
   case $1 in
     resnet32x4) echo 22aa12e2b632b19ddde155ccf2388671842ddd304824b3095e0a7fff364beb4f ;;
+    *) [ -z "${SUMS:-}" ] || awk -v name="$1" '$2 == name { print $1; exit }' "$SUMS" ;;
   esac
 }
 
@@ -98,6 +100,7 @@ install() {
     [ ! -f "$(place "$name")" ] || mv "$(place "$name")" "$(place "$name").old"
     mv "$file" "$(place "$name")"
     echo "$name: $(place "$name")"
+    echo "$(sha256 "$(place "$name")") $name"
     got+="$name "
   done < <(loadable "${candidates[@]}")
   for name in "${missing[@]}"; do [[ $got == *" $name "* ]] || still+=("$name"); done

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # TinyImageNet-200 (237 MB) into DATA/tiny-imagenet-200/, where `--dataset tinyimagenet --data_folder DATA` finds it.
 # Interrupted, the same command goes on; a whole data set is passed over. Variables, with their defaults:
-#   DATA=data  URL=http://cs231n.stanford.edu/tiny-imagenet-200.zip
+#   DATA=data  URL=https://cs231n.stanford.edu/tiny-imagenet-200.zip
+#   SHA256=6198...             of that file; SHA256= does not compare the sum of another source
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 source scripts/download.sh
 
 DATA=${DATA:-data}
-URL=${URL:-http://cs231n.stanford.edu/tiny-imagenet-200.zip}
+URL=${URL:-https://cs231n.stanford.edu/tiny-imagenet-200.zip}
+SHA256=${SHA256-6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821}
 name=tiny-imagenet-200
 
 # listed FOLDER: whether the loader finds every image and label there; says what it found, or what is wrong
@@ -31,8 +33,8 @@ if [ -e "$DATA/$name" ]; then
   exit 1
 fi
 mkdir -p "$DATA"
-download "$URL" "$DATA/$name.zip" || {
-  echo "error: not to be had: $URL (curl: $?); the same command goes on, URL=... names another source" >&2
+download "$URL" "$DATA/$name.zip" "$SHA256" || {
+  echo "error: not to be had: $URL (status $?); the same command goes on, URL=... names another source" >&2
   exit 1
 }
 work=$(mktemp -d "$DATA/.unpacked.XXXXXX")

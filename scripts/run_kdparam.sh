@@ -27,7 +27,7 @@ read_pair
 find_teacher "${TEACHER:-$model_t}"
 teacher=$FOUND names=()
 for alpha in ${ALPHAS:-0.1 0.4 0.5 0.7 1.0}; do
-  rest=$(awk "BEGIN { printf \"%.6g\", 1 - $alpha }")
+  rest=$(awk -v alpha="$alpha" 'BEGIN { printf "%.6g", 1 - alpha }')
   if [ "$weighed" = kd ]; then a=$alpha r=$rest; else a=$rest r=$alpha; fi
   for temperature in ${TEMPERATURES:-1 5 10 15 20}; do
     flags=(kd -r "$r" -a "$a" --kd_T "$temperature")

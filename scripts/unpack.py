@@ -1,49 +1,101 @@
-"""Unpacks a tar or zip archive into a folder, or refuses it whole: names that lead out of the folder, links, devices.
+"""Unpacks a tar (plain or gzip) or zip archive into a folder, or refuses it whole.
 
 python scripts/unpack.py ARCHIVE FOLDER
+
+Refused are names that lead out of the folder or come twice, links, devices, and more than --limit_gb of content.
 """
 
 import argparse
+import gzip
 import stat
 import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 
-def check(name: str, plain: bool) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"refused, {name} leads out of the folder")
-    if not plain:
-        raise ValueError(f"refused, {name} is neither file nor folder")
+class Entry(NamedTuple):
+    name: str
+    size: int
+    is_file: bool
+    is_folder: bool
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def of_tar(file: tarfile.TarFile) -> Iterator[Entry]:
+    for entry in file:
+        yield Entry(entry.name, entry.size, entry.isreg() and not entry.issparse(), entry.isdir())
+
+
+def of_zip(file: zipfile.ZipFile) -> Iterator[Entry]:
+    for entry in file.infolist():
+        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where it was not made on Unix
+        yield Entry(entry.filename, entry.file_size, kind in (0, stat.S_IFREG) and not entry.is_dir(), entry.is_dir())
+
+
+def check(entries: Iterator[Entry], limit: float) -> None:
+    """Reads one entry after the other, and no further than to what is refused."""
+    files, total = set(), 0
+    for name, size, is_file, is_folder in entries:
+        path, total = PurePosixPath(name.replace("\\", "/")), total + size
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"refused, {name} leads out of the folder")
+        if not (is_file or is_folder):
+            raise ValueError(f"refused, {name} is neither file nor folder")
+        if path in files:
+            raise ValueError(f"refused, {name} comes twice")
+        check_size(total if size >= 0 else limit + 1, limit)
+        if is_file:
+            files.add(path)
+
+
+def check_size(total: float, limit: float) -> None:
+    if total > limit:
+        raise ValueError(f"refused, it holds more than {limit / 1e9:g} GB; --limit_gb allows for more")
+
+
+def inflate(packed: IO[bytes], plain: IO[bytes], limit: float) -> None:
+    with gzip.open(packed) as file:
+        while part := file.read(2**20):
+            plain.write(part)
+            check_size(plain.tell(), limit)
+    plain.seek(0)
+
+
+def unpack(archive: Path, folder: Path, limit: float) -> None:
     """Every name is checked before the first file is written. Raises for what is refused, cut short or no archive."""
-    if tarfile.is_tarfile(archive):  # asked first: a tar that ends with a checkpoint, itself a zip, passes for a zip
-        with tarfile.open(archive) as file:
-            for member in file.getmembers():
-                check(member.name, member.isfile() or member.isdir())
-            file.extractall(folder, filter="data")
-    else:
-        with zipfile.ZipFile(archive) as file:
-            for entry in file.infolist():
-                check(entry.filename, not stat.S_ISLNK(entry.external_attr >> 16))
-            file.extractall(folder)  # compares each file's CRC
+    with open(archive, "rb") as file, tempfile.TemporaryFile(dir=folder) as plain:
+        if file.peek(2)[:2] == b"\x1f\x8b":
+            inflate(file, plain, limit)
+        else:
+            plain = file
+        try:  # first, as a tar that ends with a checkpoint, itself a zip, passes for a zip
+            tar = tarfile.open(fileobj=plain, mode="r:")  # "r:": headers of a packed one could be of any size
+        except tarfile.ReadError:
+            with zipfile.ZipFile(plain) as content:
+                check(of_zip(content), limit)
+                content.extractall(folder)  # compares each file's CRC
+        else:
+            with tar as content:
+                check(of_tar(content), limit)
+                content.extractall(folder, filter="data")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--limit_gb", type=float, default=8.0)
+    args = parser.parse_args(argv)
     try:
-        unpack(args.archive, args.folder)
+        unpack(args.archive, args.folder, args.limit_gb * 1e9)
     # RuntimeError: an encrypted zip, or one packed in a way that Python does not know
     except (ValueError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        sys.exit(f"{args.archive}: {error}")
+        print(f"{args.archive}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -288,10 +288,10 @@ def test_a_teacher_as_repdistiller_wrote_it(server, tmp_path):
 def test_tinyimagenet(server, tmp_path):
     made = make_tinyimagenet(tmp_path / "made")
     content = {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
-    variables = {"DATA": str(tmp_path / "data"), "URL": server.url("tiny.zip")}
+    variables = {"DATA": str(tmp_path / "data"), "URL": server.url("tiny.zip"), "SHA256": ""}
 
     result = call("get_tinyimagenet.sh", **variables)
-    assert result.returncode == 1 and re.search(r"not to be had: .*tiny.zip \(curl: 22\)", result.stderr)
+    assert result.returncode == 1 and re.search(r"not to be had: .*tiny.zip \(status 22\)", result.stderr)
     server.files["tiny.zip"] = zipped({"../stolen": b"1"} | content)
     result = call("get_tinyimagenet.sh", **variables)
     assert result.returncode == 1 and "is not the data set" in result.stderr and "leads out of" in result.stderr
