@@ -1,38 +1,30 @@
 """A run that is killed and started again ends where the uninterrupted one ends, bit for bit."""
 
-import csv
-import json
+import functools
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from kill_harness import equal, results
 
 import train_student
-
-# runs the command of argv[3:], and kills itself at the argv[2]-th call of the function argv[1]
-KILLER = """
-import importlib, os, signal, sys
-place, when = sys.argv[1], int(sys.argv[2])
-module, name = place.rsplit(".", 1)
-module = importlib.import_module(module) if ":" not in module else getattr(
-    importlib.import_module(module.split(":")[0]), module.split(":")[1])
-calls, original = 0, getattr(module, name)
-def patched(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == when:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-setattr(module, name, patched)
-import train_student
-train_student.main(sys.argv[3:])
-"""
+from helper.interrupt import Signals
+from helper.loops import Precision
+from helper.util import Stopped
 
 METHODS = {
     "crd": "--distill crd --nce_k 64 -a 1".split(),
     "ab": "--distill ab --init_epochs 2".split(),
+    # bank, queue, an initialisation of the student, slow weights
+    "many": "--distill crd,rrd,fsp --nce_k 64 --init_epochs 1 --mcl_tau 0.9 --mcl_every 3".split(),
+    "sskd": "--distill sskd --init_epochs 1".split(),
+    "uda": "--distill uda".split(),
 }
 # where: in a step, as a log row is written, as a checkpoint is written, before it gets its name, after it got it
 KILLS = [
@@ -54,59 +46,131 @@ def arguments(method, teacher, save):
 
 @pytest.fixture(scope="module")
 def whole(teacher, tmp_path_factory):
-    """The uninterrupted runs."""
-    folders = {}
-    for method in METHODS:
+    """The folder of a method's uninterrupted run."""
+
+    @functools.cache
+    def folder(method):
         save = tmp_path_factory.mktemp(method)
         train_student.main(arguments(method, teacher, save))
-        folders[method] = save / "student_model" / "r"
-    return folders
+        return save / "student_model" / "r"
 
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def results(folder):
-    """All that must not depend on interruptions: everything but times and memory."""
-    state = torch.load(folder / "last.pth", weights_only=True)
-    state["options"].pop("save_folder")
-    logs = {}
-    for path in sorted(folder.glob("*log.csv")):
-        with open(path, newline="") as file:
-            timing = ("train_seconds", "images_per_second", "peak_memory_mb")
-            logs[path.name] = [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(file)]
-    summary = json.loads((folder / "summary.json").read_text())
-    for key in ("seconds", "images_per_second"):
-        summary.pop(key)
-    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events"))
-    return state, logs, summary, files
+    return folder
 
 
 @pytest.mark.parametrize("method, place, when", KILLS)
-def test_killed_and_started_again(method, place, when, teacher, whole, tmp_path):
+def test_killed_and_started_again(method, place, when, python, teacher, whole, tmp_path):
     command = arguments(method, teacher, tmp_path)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLER, place, str(when), *command], cwd=ROOT, capture_output=True, text=True
-    )
+    killer = [python, ROOT / "tests" / "killer.py", "SIGKILL", place, str(when), "train_student.py"]
+    killed = subprocess.run([*killer, *command], cwd=ROOT, capture_output=True, text=True)
     folder = tmp_path / "student_model" / "r"
-    assert killed.returncode == -9, killed.stderr
+    assert killed.returncode == 128 + 9, killed.stderr
     assert not (folder / "summary.json").exists()
     train_student.main(command)
-    for path in folder.glob(".*.tmp"):
-        path.unlink()  # what a kill between writing and renaming leaves
-    for found, expected in zip(results(folder), results(whole[method]), strict=True):
+    for found, expected in zip(results(folder), results(whole(method)), strict=True):
         assert equal(found, expected)
 
 
+def test_harness():
+    """Two kills and a SIGTERM at moments of a clock, not of the program."""
+    harness = [sys.executable, "tests/kill_harness.py", "--kills", "2", "--cases", "ab"]
+    done = subprocess.run(harness, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and done.stdout.endswith("\n3 passed, 0 failed\n"), done.stdout + done.stderr
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """send(number, step) sends this process a signal after that step."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a job in the background it is ignored
+
+    def send(number, step, real=Precision.step):
+        steps = 0
+
+        def counted(*args):
+            nonlocal steps
+            real(*args)
+            steps += 1
+            if steps == step:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Precision, "step", counted)
+
+    return send
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_within_epochs(method, send, teacher, whole, tmp_path, capsys):
+    """By SIGTERM in the first stage, by Ctrl-C in the next, and by SIGTERM at the end of an epoch."""
+    command = arguments(method, teacher, tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    for number, step, place in (
+        (signal.SIGTERM, 2, "step 2 of .*epoch 1"),
+        (signal.SIGINT, 5, "step 3 of .*epoch [12]"),
+        (signal.SIGTERM, 1, "step 4 of .*epoch [12]"),
+    ):
+        send(number, step)
+        with pytest.raises(SystemExit) as stop:
+            train_student.main(command)
+        error = capsys.readouterr().err
+        assert stop.value.code == 128 + number
+        assert re.fullmatch(rf".*{number.name}: stopped after {place}; the same command goes on there\n", error)
+    send(0, 0)
+    train_student.main(command)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    folder = tmp_path / "student_model" / "r"
+    for found, expected in zip(results(folder), results(whole(method)), strict=True):
+        assert equal(found, expected)
+    for log in folder.glob("*log.csv"):
+        seconds = [float(row.split(",")[7]) for row in log.read_text().splitlines()[1:]]
+        assert all(seconds)
+
+
+def test_saved_every_few_steps(teacher, whole, tmp_path, monkeypatch):
+    """What is lost is at most that many steps; a weight that is not finite is not saved."""
+    command = [*arguments("crd", teacher, tmp_path), "--save_steps", "3"]
+    steps = 0
+
+    def lost(self, *args, real=Precision.step):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise OSError("power cut")
+        real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Precision, "step", lost)
+        with pytest.raises(OSError, match="power cut"):
+            train_student.main(command)
+    folder = tmp_path / "student_model" / "r"
+    (part,) = torch.load(folder / "last.pth", weights_only=True)["parts"]
+    assert part["meters"]["steps"] == 3
+    train_student.main(arguments("crd", teacher, tmp_path))  # it may change: it is not part of the result
+    for found, expected in zip(results(folder), results(whole("crd")), strict=True):
+        assert equal(found, expected)
+
+
+def test_signals():
+    """A second Ctrl-C ends at once, a second SIGTERM does not; a signal that nobody asked for is not lost."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped, match="SIGTERM"), Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not signals.asked()
+    signal.signal(signal.SIGINT, ignored)
+    thread = threading.Thread(target=lambda: Signals().__enter__().__exit__(None))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_finished_run_returns_at_once(teacher, whole, capsys):
-    folder = whole["crd"]
+    folder = whole("crd")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     train_student.main(arguments("crd", teacher, folder.parent.parent))
     assert "this run is finished" in capsys.readouterr().out
@@ -116,7 +180,7 @@ def test_a_finished_run_returns_at_once(teacher, whole, capsys):
 def test_other_options_are_refused(teacher, whole, capsys):
     with pytest.raises(SystemExit) as stop:
         train_student.main(
-            [*arguments("crd", teacher, whole["crd"].parent.parent), "--momentum", "0.8", "--nce_t", "0.1"]
+            [*arguments("crd", teacher, whole("crd").parent.parent), "--momentum", "0.8", "--nce_t", "0.1"]
         )
     assert stop.value.code == 2
     error = capsys.readouterr().err
@@ -124,7 +188,7 @@ def test_other_options_are_refused(teacher, whole, capsys):
 
 
 def test_options_json_reproduces_the_run(teacher, whole, tmp_path):
-    folder = whole["crd"]
+    folder = whole("crd")
     train_student.main(["--config", str(folder / "options.json"), "--save_folder", str(tmp_path)])
     again = tmp_path / "student_model" / "r"
     assert equal(results(again)[0], results(folder)[0])
@@ -162,8 +226,6 @@ def test_divergence_names_step_and_term_and_keeps_the_checkpoint(teacher, tmp_pa
 
 
 def test_weights_that_diverge_in_the_last_step_are_not_saved(teacher, tmp_path, capsys, monkeypatch):
-    from helper.loops import Precision
-
     steps = 0
 
     def broken(self, loss, optimizer, step=Precision.step):
