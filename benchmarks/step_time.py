@@ -204,6 +204,7 @@ def table(found: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     start = time.monotonic()
+    opt.out.mkdir(parents=True, exist_ok=True)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(opt).items() if k not in ("out", "peer")}
     found = {"options": settings, **util.machine(util.choose_device(opt.device)), "rows": [], "failed": []}
     groups = []

@@ -21,12 +21,12 @@ def test_step_time(tmp_path):
     options = (
         "--pair resnet8:resnet8 --methods kd --images 200 --batch_size 8 --repeats 2 --steps 2 --threads 1".split()
     )
-    command = [sys.executable, ROOT / "benchmarks" / "step_time.py", *options, "--out", tmp_path]
+    command = [sys.executable, ROOT / "benchmarks" / "step_time.py", *options, "--out", tmp_path / "new"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "step_time.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "new" / "step_time.json").read_text())["rows"]
     assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
-    assert "| kd |" in (tmp_path / "step_time.md").read_text()
+    assert "| kd |" in (tmp_path / "new" / "step_time.md").read_text()
 
 
 def test_a_slice_counts_what_follows_the_warm_up_over_the_ends_of_epochs():
