@@ -345,7 +345,10 @@ def test_a_worker_that_dies(tmp_path, monkeypatch, capsys):
     cut, parent = PaddedCrop.__call__, os.getpid()
 
     def dies(*args):
-        return cut(*args) if os.getpid() == parent else os.kill(os.getpid(), signal.SIGKILL)
+        if os.getpid() == parent:
+            return cut(*args)
+        time.sleep(0.3)  # till the parent listens for it; else it looks after 5 seconds
+        os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(PaddedCrop, "__call__", dies)
     with pytest.raises(SystemExit) as stop:
