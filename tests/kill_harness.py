@@ -3,8 +3,8 @@
 python tests/kill_harness.py --kills 30 --seed 0 --out kills.txt
 
 Half of the kills (SIGKILL) come at a random moment of the run, half while a checkpoint is being written; half as many
-runs get SIGTERM or SIGINT, and must end by themselves. What must be equal bit for bit: weights and all else in last.pth,
-every log but for times and memory, summary.json but for times, the names of the files. A line a kill, `N passed, M
+runs get SIGTERM or SIGINT, and must end by themselves. What must be equal bit for bit: all that is in last.pth, every
+log but for times and memory, summary.json but for times, the names of the files. A line a kill, `N passed, M
 failed` last. Takes some 5 s a kill on a free core. Training runs in forks of this process, which has torch loaded.
 """
 

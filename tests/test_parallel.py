@@ -241,11 +241,16 @@ def arguments(teacher: Path, save: Path, methods: str = "ab,crd -b 0,0.8 --init_
             "--run_name", "r", "-a", "1", "--nce_k", "64", "--distill", *methods.split()]  # fmt: skip
 
 
-def test_killed_and_started_again(python, teacher, tmp_path, port) -> None:
-    """Two processes, one of them killed in the second epoch, torchrun the second time."""
+def test_stopped_killed_and_started_again(python, teacher, tmp_path, port) -> None:
+    """Two processes; SIGTERM reaches one of them, within an epoch; then one is killed; then torchrun starts them."""
     whole, broken = arguments(teacher, tmp_path / "whole"), arguments(teacher, tmp_path / "broken")
     said = finished(ranks(python, 2, *whole, port=port))
     assert "last epoch (2)" in said[0][0] and not said[1][0], "only the first process prints"
+    killer = ["tests/killer.py", "SIGTERM", "helper.loops:Precision.step", "5"]
+    said = finished(ranks(python, 2, *killer, *broken, port=port, KILLED_RANK="1"), status=143)
+    assert "SIGTERM: stopped after step 2 of epoch 1;" in said[0][1] and "SIGTERM" not in said[1][1]
+    said = finished(ranks(python, 3, *broken, port=port), status=2)
+    assert "expected 2 processes, which it had when it was stopped within an epoch, found 3" in said[0][1]
     finished(ranks(python, 2, *broken, port=port, KILLED_IN="r:2"), status=137)
     folder = tmp_path / "broken" / "student_model" / "r"
     assert not (folder / "summary.json").exists()
