@@ -41,7 +41,7 @@ def job(python, teacher, tmp_path):
 def test_stopped_at_its_time_limit(job, tmp_path):
     """The job that is queued again ends as the one that was never stopped; its two processes export and test it."""
     whole = job("whole")
-    said, _ = whole.communicate(timeout=120)
+    said, _ = whole.communicate(timeout=240)
     assert whole.returncode == 0 and not (tmp_path / "queued").exists(), said
     (tmp_path / "run.log").unlink()
     broken = job("broken")
@@ -49,22 +49,22 @@ def test_stopped_at_its_time_limit(job, tmp_path):
     while broken.poll() is None and not (folder / "log.csv").exists():
         time.sleep(0.02)
     broken.send_signal(signal.SIGUSR1)
-    said, _ = broken.communicate(timeout=120)
+    said, _ = broken.communicate(timeout=240)
     assert broken.returncode != 0, said
     assert (tmp_path / "queued").read_text() == "requeue 17\n", said
     assert not (folder / "summary.json").exists() and "SIGTERM: stopped after" in (tmp_path / "run.log").read_text()
     again = job("broken")
-    assert "continuing" in again.communicate(timeout=120)[0] and again.returncode == 0
+    assert "continuing" in again.communicate(timeout=240)[0] and again.returncode == 0
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
     log = (tmp_path / "run.log").read_text()
     assert log.count("last epoch (4): ") == log.count("student.pt") == 1 and (folder / "student.pt").exists()
     loss = (folder / "log.csv").read_text().splitlines()[-1].split(",")[4]
-    assert f"{folder}/last.pth: loss {float(loss):.4f}" in job("broken", "--test_only").communicate(timeout=120)[0]
+    assert f"{folder}/last.pth: loss {float(loss):.4f}" in job("broken", "--test_only").communicate(timeout=240)[0]
     for found, expected in zip(results(folder), results(tmp_path / "whole" / "student_model" / "r"), strict=True):
         assert equal(found, expected)
 
 
 def test_a_failure_is_not_queued_again(job, tmp_path):
     failed = job("failed", "--momentum", "-1")
-    assert "--momentum: expected" in failed.communicate(timeout=120)[0]
+    assert "--momentum: expected" in failed.communicate(timeout=240)[0]
     assert failed.returncode != 0 and not (tmp_path / "queued").exists()
