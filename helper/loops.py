@@ -108,6 +108,9 @@ def fit(
     if opt.sync_bn:
         parallel.sync_batch_norms(student, criterion)
 
+    if opt.compile:  # the networks share a forward method, compiled for each of them, its modes and sizes of batches
+        torch._dynamo.config.cache_size_limit = 64
+
     def ready(network: nn.Module) -> nn.Module:
         # on a GPU each size of batch becomes a CUDA graph: one launch in the place of hundreds
         graphs = {"mode": "reduce-overhead", "dynamic": False} if device.type == "cuda" else {}

@@ -1,13 +1,16 @@
 """Numbers that are not finite stop a run before they reach a checkpoint; an overflow of fp16 gradients does not."""
 
 import functools
+import os
 import pkgutil
 import re
+import sys
 
 import pytest
 import torch
 from fakes import batch
 from test_methods import NAMES, build, change, example, losses, views_of
+from test_parallel import finished, ranks
 from test_resume import arguments, equal, results
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -75,6 +78,17 @@ def test_a_nan_stops_the_run(what, teacher, tmp_path, capsys, monkeypatch):
     assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
     train_student.main(command)
     assert "continuing" in capsys.readouterr().out and (folder / "summary.json").is_file()
+
+
+def test_a_nan_in_one_of_two_processes_stops_both(python, teacher, tmp_path, port):
+    command = [*arguments("crd", teacher, tmp_path), *SMALL]
+    said = finished(ranks(python, 2, __file__, *command, port=port), status=3)
+    assert [re.findall("error: .*", err) for _, err in said] == [
+        ["error: epoch 2, step 1: the term 'ce' of the loss is nan"],
+        [],
+    ]
+    state = torch.load(tmp_path / "student_model" / "r" / "last.pth", weights_only=True)
+    assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
 
 
 def half(teacher, save, *more):
@@ -172,3 +186,9 @@ def test_losses_compute_in_float32(name, dtype):
     with NoHalf():
         found = losses(method, s, t, batch(s, views=views))
     assert all(loss.dtype == torch.float32 for loss in found)
+
+
+if __name__ == "__main__":  # one of two processes, of which the second has a NaN in its data
+    if os.environ["RANK"] == "1":
+        inject(pytest.MonkeyPatch(), "dataset:Augment.normalise", 7, float("nan"))
+    train_student.main(sys.argv[1:])
