@@ -5,11 +5,11 @@ A timed process trains as ever, but its function for an epoch trains on short sl
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -59,7 +59,9 @@ def now(wall: bool = False) -> float:
 def peak_memory_mb() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # getrusage would say what the parent held when it forked, where that was more
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 2**10
 
 
 def kept_stdout() -> TextIO:

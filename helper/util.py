@@ -204,6 +204,10 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would say what the parent held when it forked, where that was more
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 2**10
     import resource  # Unix only, and only needed here
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
