@@ -73,7 +73,7 @@ def start(opt: argparse.Namespace) -> torch.device:
         dist.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
         if kind == "cuda":
             global _hosts
-            _hosts = dist.new_group(backend="gloo")
+            _hosts = dist.new_group(backend="gloo", timeout=timedelta(hours=4))
         atexit.register(dist.destroy_process_group)
         if rank():
             sys.stdout = open(os.devnull, "w")

@@ -23,8 +23,6 @@ from .util import UserError, machine
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()
 )
-
-
 LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
 
 
@@ -87,7 +85,7 @@ class Run:
         """Which files of the run's progress there are, and of when."""
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.progress if path.is_file()}
 
-    @parallel.in_first
+    @writes
     def _refuse_if_locked(self) -> None:
         if (self.folder / LOCK).exists():
             self._locked().close()

@@ -247,6 +247,8 @@ def test_disks_without_locks(teacher, tmp_path, monkeypatch):
 
 def test_events_cannot_be_written(tmp_path, monkeypatch):
     scalars = Scalars(tmp_path)
+    if scalars._logger is None:
+        pytest.skip("tensorboard_logger does not work here")
     full = open("/dev/full", "wb")
     monkeypatch.setattr(scalars._logger, "_writer", full)
     with pytest.warns(UserWarning, match="no more TensorBoard events, log.csv alone: .*No space left"):
