@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = []
     if criterion.has_init:
         rate, decay = opt.init_learning_rate, opt.init_lr_decay_epochs
-        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, *by))
+        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, *by, criterion.init_runs_student))
     by = by if taught else ()
     stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, *by))
     facts = options.facts(opt.model_s, student, data)

@@ -38,6 +38,7 @@ class Distiller(nn.Module):
     # samples of all (see `compared`), and draws any random numbers from a generator of the method's own, as the others.
     relational: ClassVar[bool] = False
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
+    init_runs_student: ClassVar[bool] = True  # False: init_loss reads the teacher alone, and gets it as `s` too
     init_epochs: ClassVar[int] = 30  # published
     init_decay_epochs: ClassVar[tuple[int, ...]] = ()  # published: the initialisation's rate falls after these
     init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's

@@ -40,6 +40,10 @@ class Criterion(nn.Module):
     def has_init(self) -> bool:
         return any(method.init_loss for method in self.methods.values())
 
+    @property
+    def init_runs_student(self) -> bool:
+        return any(method.init_loss and method.init_runs_student for method in self.methods.values())
+
     def set_epoch(self, epoch: int) -> None:
         for method in self.methods.values():
             method.epoch = epoch

@@ -30,6 +30,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
     weights = (1.0, 0.0, 200.0)
     translator_norm = True  # BatchNorm in the translator
     init_learning_rate = 0.01
+    init_runs_student = False
 
     def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_p1: int = 2, ft_p2: int = 1) -> None:
         super().__init__(pair)

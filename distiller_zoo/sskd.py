@@ -66,6 +66,7 @@ class SSKD(Distiller, name="sskd"):
     weights = (0.1, 0.9, 1.0)
     teacher_maps = False
     init_epochs = 60
+    init_runs_student = False
     init_decay_epochs = (30, 45)
     relational = True
     label_all_views = False

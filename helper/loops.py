@@ -29,6 +29,7 @@ class Stage(NamedTuple):
     decay_epochs: Sequence[int] = ()  # the rate falls after each of these
     teachers: Sequence[nn.Module] = ()  # empty: no term of the loss asks for them
     caches: Sequence[Callable[..., Any]] = ()  # of the teachers, (teacher, images, batch) -> its Output; empty: none
+    runs_student: bool = True  # False: the loss reads the first teacher alone, whose Output is given in its place
     train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
 
     @property
@@ -68,14 +69,15 @@ class Step(nn.Module):
         self.student, self.criterion = student, criterion
         # in a list, so that they are no part of what DDP trains
         self.teachers, self.loss, self.precision = teachers, stage.loss, precision
-        self.caches = stage.caches or [directly] * len(teachers)
+        self.caches, self.runs_student = stage.caches or [directly] * len(teachers), stage.runs_student
 
     def forward(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
         with self.precision.autocast():
-            s = self.student(images, is_feat=True)
+            s = self.student(images, is_feat=True) if self.runs_student else None
             with torch.no_grad():
                 t = [answer(teacher, images, batch) for answer, teacher in zip(self.caches, self.teachers, strict=True)]
+        s = s or t[0]
         return self.loss(s, t, batch), s.logits.detach()
 
 

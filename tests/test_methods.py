@@ -19,8 +19,9 @@ from crd.memory import MemoryBanks, Queue
 from crd.negatives import Negatives
 from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
 from distiller_zoo.adapters import Regressor, pair_maps
-from distiller_zoo.criterion import taught
+from distiller_zoo.criterion import Criterion, taught
 from distiller_zoo.rkd import relations
+from helper.loops import Precision, Stage, Step
 
 NAMES = method_names()
 SMALL = {"feat_dim": 8, "nce_k": 16}
@@ -734,6 +735,20 @@ def test_saved_method_goes_on_alike(name: str, memory_type: str, tmp_path) -> No
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
         saved = [list(method.state_dict().values()) for method in (first, second)]
         assert all(torch.equal(a, b) for a, b in zip(*saved, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if not find_method(name).init_runs_student])
+def test_initialisation_that_reads_the_teacher_alone(name: str) -> None:
+    s, t = example(8)
+    seen, method = batch(s, views=views_of(name)), build(name, s, t)
+    assert torch.equal(method.init_loss(None, t, seen), method.init_loss(t, t, seen))
+    ran = []
+    student, teacher = torch.nn.Identity(), torch.nn.Identity()
+    student.forward, teacher.forward = lambda *_, **__: ran.append(1), lambda *_, **__: t
+    criterion = Criterion(methods={name: method})
+    stage = Stage("init", 1, criterion.init, 0.1, teachers=[teacher], runs_student=criterion.init_runs_student)
+    terms, logits = Step(stage, student, [teacher], criterion, Precision("off", torch.device("cpu")))(seen)
+    assert not ran and torch.equal(logits, t.logits) and terms[name].requires_grad
 
 
 def test_small_banks_are_scored_whole() -> None:
