@@ -8,6 +8,7 @@ Each writes a line of JSON for each thing done into DIR, goes on after what it f
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ STEPS = (
 )  # 50 an epoch
 MANY = "--limit_train 20 --limit_val 10 --epochs 10000 --lr_decay_epochs 8000 --save_freq 1000 --distill kd".split()
 FEW = "--limit_train 64 --limit_val 10 --epochs 2".split()
+RESOURCES = ("resident_mb", "own_mb", "open_files")
 
 
 def options_of(name: str) -> list[str]:
@@ -51,20 +53,27 @@ def student(save: Path, *options: str) -> Path:
     """Trains, by the script, a teacher where there is none yet, and a student. Returns its folder."""
     common, teacher = [*TINY, "--save_folder", str(save)], save / "models" / "t" / "last.pth"
     if not teacher.exists():
-        train_teacher.main([*common, *FEW, "--model", "resnet14", "--run_name", "t"])
+        train_teacher.main([*common, *FEW, "--model", "resnet8", "--run_name", "t"])
     train_student.main([*common, "--run_name", "s", "--path_t", str(teacher), "--model_s", "resnet8", *options])
     return save / "student_model" / "s"
 
 
-def resources() -> tuple[float, int]:
-    """Resident memory in MB, freed memory that is kept for later included, and the number of open files."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1), len(os.listdir("/proc/self/fd"))
+def plain() -> None:
+    """One thread, and pages as they are asked for: Linux makes huge ones of them at moments of its own (prctl 41)."""
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
+
+
+def resources() -> tuple[float, float, int]:
+    """Resident memory in MB, that of it which is no file's (freed memory included), and the number of open files."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    whole, own = (round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1) for pages in (resident, resident - shared))
+    return whole, own, len(os.listdir("/proc/self/fd"))
 
 
 def memory(name: str) -> dict[str, Any]:
     """Every 100 steps of the initialisation, where there is one, and of the 2,000 steps after it."""
-    torch.set_num_threads(1)
+    plain()
     samples, count, step = [], itertools.count(1), Precision.step
 
     def watched(*args: Any) -> None:
@@ -75,22 +84,20 @@ def memory(name: str) -> dict[str, Any]:
     Precision.step = watched
     with tempfile.TemporaryDirectory() as save:
         student(Path(save), *options_of(name), *STEPS, "--init_epochs", "4")
-    megabytes, files = zip(*samples, strict=True)
-    return {"mb": megabytes, "files": files}
+    return dict(zip(RESOURCES, zip(*samples, strict=True), strict=True))
 
 
-def growth(row: dict[str, Any]) -> float:
+def growth(samples: list[float]) -> float:
     """Percent that the largest sample after 500 steps is above the one at 500 steps."""
-    before, *after = row["mb"][-16:]
+    before, *after = samples[-16:]
     return 100 * (max(after) / before - 1)
 
 
 def of_memory(rows: dict[str, dict]) -> str:
-    worst = max(rows, key=lambda name: growth(rows[name]))
-    opened = max(max(row["files"][-16:]) - row["files"][-16] for row in rows.values())
-    return (
-        f"{len(rows)} methods, steps 500 to 2,000: resident memory grew by at most {growth(rows[worst]):.2f} % "
-        f"({worst}), open files by at most {opened}"
+    grown = {what: {name: growth(row[what]) for name, row in rows.items()} for what in RESOURCES}
+    worst = {what: max(of, key=of.get) for what, of in grown.items()}
+    return f"{len(rows)} methods, most growth from step 500 to 2,000: " + ", ".join(
+        f"{what} {grown[what][name]:.2f} % ({name})" for what, name in worst.items()
     )
 
 
@@ -115,7 +122,7 @@ def of_twice(rows: dict[str, dict]) -> str:
 
 def epochs(save: Path, file: Path, killed_in: int | None) -> None:
     """Writes time and resources every 500 epochs."""
-    torch.set_num_threads(1)
+    plain()
     log, start = Run.log, time.perf_counter()
 
     def watched(self: Run, name: str, row: dict[str, Any]) -> None:
@@ -125,11 +132,7 @@ def epochs(save: Path, file: Path, killed_in: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if row["epoch"] % 500 == 0:
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            note(
-                file,
-                row["epoch"],
-                dict(zip(("seconds", "mb", "files"), (round(seconds, 2), *resources()), strict=True)),
-            )
+            note(file, row["epoch"], {"seconds": round(seconds, 2), **dict(zip(RESOURCES, resources(), strict=True))})
 
     Run.log = watched
     folder = student(save, *MANY)
