@@ -27,5 +27,6 @@ def measure(parts: Iterable[Tensor]) -> tuple[Channels, Channels]:
     mean, std = [], []
     for count in counts.double():
         mean.append((count @ values / count.sum()).item())
-        std.append((count @ (values - mean[-1]).square() / count.sum()).sqrt().item() or 1.0)
+        constant = count.count_nonzero() == 1  # for which the formula gives rounding, at times
+        std.append(1.0 if constant else (count @ (values - mean[-1]).square() / count.sum()).sqrt().item())
     return tuple(mean), tuple(std)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import train_student
+from dataset.pixels import measure
 from helper.loops import Precision
 from helper.util import seed_everything
 
@@ -136,6 +137,12 @@ def test_gradients_that_overflow_at_any_scale_stop_the_run(teacher, tmp_path, sc
         train_student.main(half(teacher, tmp_path))
     assert stop.value.code == 3 and "epoch 1: the gradients overflow in fp16" in capsys.readouterr().err
     assert not (tmp_path / "student_model" / "r" / "last.pth").exists()
+
+
+def test_the_deviation_of_constant_images_is_one():
+    """Images are divided by it; for 239 the rounded formula gives 1e-16."""
+    for value in (0, 239, 255):
+        assert measure([torch.full((3, 3, 8, 8), value, dtype=torch.uint8)])[1] == (1.0, 1.0, 1.0)
 
 
 def first_is_nan(x):
