@@ -158,6 +158,7 @@ class Run:
             self.scalars = Scalars(None if parallel.rank() else self.folder)
             yield
         finally:
+            self.scalars = None  # which closes their file
             if self.lock:
                 self.lock.close()
 

@@ -165,7 +165,7 @@ def mount(tmp_path):
 
     (tmp_path / "disk").mkdir()
     yield mount
-    while not subprocess.run(["umount", tmp_path / "disk"], capture_output=True).returncode:
+    while not subprocess.run(["umount", "-l", tmp_path / "disk"], capture_output=True).returncode:
         pass
 
 
