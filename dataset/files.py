@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 from helper import pickles
 
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_formats = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 _decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
 _longest = 1000  # times the other side: what is resized by its shortest side must stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
@@ -96,7 +97,8 @@ def opened(path: str) -> Iterator[Image.Image]:
     try:
         if not os.path.isfile(path):
             raise ValueError("not a file")  # a pipe would be waited for
-        with Image.open(path) as image:
+        # by content, whatever the name: other formats start other programs, or are not for pictures
+        with Image.open(path, formats=_formats) as image:
             width, height = image.size
             if width * height > Image.MAX_IMAGE_PIXELS or max(image.size) > _longest * min(image.size):
                 raise ValueError(f"{width} x {height} pixels")

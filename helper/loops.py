@@ -124,22 +124,24 @@ def fit(
     done = {stage.log: 0 for stage in stages}
     best_acc, part = -1.0, None
     if run.state:
-        student.load_state_dict(run.state["fast"] if slow else run.state["model"])
-        kept.load_state_dict(run.state["model"])
-        criterion.load_state_dict(run.state["criterion"])
-        precision.scaler.load_state_dict(run.state["scaler"])
-        rng = run.state["rng"]  # of each process; before there could be several, of the one
-        set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
-        done, best_acc, facts = run.state["done"], run.state["best_acc"], run.state["facts"]
-        if parts := run.state.get("parts"):
-            if len(parts) != parallel.world():
-                raise UserError(
-                    f"{run.folder}: expected {len(parts)} processes, which it had when it was stopped within an epoch, "
-                    f"found {parallel.world()}"
-                )
-            part = parts[parallel.rank()]
-        passed = ", ".join(f"{n} epochs of {log}" for log, n in done.items())
-        print(f"continuing {run.folder} after {passed}" + (f" and {part['meters']['steps']} steps" if part else ""))
+        with run.going_on():
+            student.load_state_dict(run.state["fast"] if slow else run.state["model"])
+            kept.load_state_dict(run.state["model"])
+            criterion.load_state_dict(run.state["criterion"])
+            precision.scaler.load_state_dict(run.state["scaler"])
+            rng = run.state["rng"]  # of each process; before there could be several, of the one
+            set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
+            done = {log: int(run.state["done"][log]) for log in done}
+            best_acc, facts = float(run.state["best_acc"]), dict(run.state["facts"])
+            if parts := run.state.get("parts"):
+                if len(parts) != parallel.world():
+                    raise UserError(
+                        f"{run.folder}: expected {len(parts)} processes, which it had when it was stopped within an "
+                        f"epoch, found {parallel.world()}"
+                    )
+                part = parts[parallel.rank()]
+            passed = ", ".join(f"{n} epochs of {log}" for log, n in done.items())
+            print(f"continuing {run.folder} after {passed}" + (f" and {part['meters']['steps']} steps" if part else ""))
     else:
         parallel.own_random_numbers(opt.seed)
     rate = parallel.world() if opt.adjust_lr else 1
@@ -178,11 +180,12 @@ def fit(
             if averaged and not done[stage.log] and not part:
                 averaged.restart(student)
             if run.state and run.state["stage"] == stage.log:
-                optimizer.load_state_dict(run.state["optimizer"])
-                if part:
-                    own = parallel.own_statistics(student, kept, criterion)
-                    for buffer, saved in zip(own, part["norms"], strict=True):
-                        buffer.copy_(saved)
+                with run.going_on():
+                    optimizer.load_state_dict(run.state["optimizer"])
+                    if part:
+                        own = parallel.own_statistics(student, kept, criterion)
+                        for buffer, saved in zip(own, part["norms"], strict=True):
+                            buffer.copy_(saved)
             for epoch in range(done[stage.log] + 1, stage.epochs + 1):
                 lr = rate * stage.learning_rate * opt.lr_decay_rate ** sum(epoch > e for e in stage.decay_epochs)
                 for group in optimizer.param_groups:

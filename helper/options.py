@@ -62,7 +62,7 @@ class Parser(OneLineParser):
             elif value is not None:
                 listed = value if isinstance(value, list) else [value]
                 for one in listed:
-                    if type(one) not in (str, int, float) or "\0" in str(one):
+                    if type(one) not in (str, int, float) or not str(one).isprintable():
                         raise UserError(f"--config {path}: {key} takes numbers or text, not {one!r}")
                 words = [str(one) for one in listed]
                 if actions[key].nargs == "+":

@@ -23,6 +23,7 @@ from .util import UserError, machine
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()
 )
+REPORTED = {"epochs": int, "last_acc": float, "best_epoch": int, "best_acc": float}  # of summary.json
 LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
 
 
@@ -73,9 +74,9 @@ class Run:
         self.seen = self._look()
         exported = all(path.is_file() for path in export.files(self.stem, opt.export))
         if opt.resume == "auto" and summary in self.seen and (exported or last not in self.seen):
-            self._compare(self._read_json(self.folder / "options.json")["options"])
+            self._compare(self._read_json(self.folder / "options.json", options=dict)["options"])
             self.finished = True
-            self.summary = self._read_json(summary)
+            self.summary = self._read_json(summary, **REPORTED)
             return
         if opt.resume == "auto" and (last in self.seen or previous in self.seen):
             self.state = self._read_last(last, previous)
@@ -108,7 +109,8 @@ class Run:
         for path in filter(self.seen.get, paths):
             try:
                 state = checkpoint.load(path, "the interrupted run's")
-                if not {"options", "done", "stage"} <= state.keys():
+                kinds = [type(state.get(key)) for key in ("options", "done", "stage")]
+                if kinds != [dict, dict, str] or any(name != os.path.basename(name) for name in state["done"]):
                     raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from")
             except UserError as error:
                 errors.append(str(error))
@@ -134,15 +136,30 @@ class Run:
             raise UserError(f"--test_only: expected a run of these options, but there is no {last}; or name a FILE")
         return given or start
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
+    def _read_json(self, path: Path, **kinds: type) -> dict[str, Any]:
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; --resume never starts the run afresh") from None
+            found = checkpoint.load_json(path, "the finished run's")
+            for key, kind in kinds.items():
+                if type(found.get(key)) is not kind:
+                    raise UserError(f"the finished run's {path}: expected {key} of type {kind.__name__}")
+        except UserError as error:
+            raise UserError(f"{error}; --resume never starts the run afresh") from None
+        return found
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """What the block raises where `state` is not as this run leaves it becomes UserError."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = checkpoint.first_line(error)
+            raise UserError(
+                f"{self.origin}: not as this run leaves it: {reason}; --resume never starts the run afresh"
+            ) from None
 
     def _compare(self, before: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.options))
-        differing = [k for k in sorted({*before, *now} - FREE) if before.get(k) != now.get(k)]
+        differing = [k for k in sorted({*before, *now} - FREE, key=str) if before.get(k) != now.get(k)]
         if differing:
             listed = ", ".join(f"--{k} was {before.get(k)}, is {now.get(k)}" for k in differing)
             raise UserError(

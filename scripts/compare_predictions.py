@@ -31,11 +31,13 @@ def read(place: Path, name: str = "predictions.csv") -> tuple[np.ndarray, np.nda
     if not path.is_file():
         raise UserError(f"{path}: no such file; runs write it with --save_predictions")
     with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames != COLUMNS:
-            raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}")
-        with mendable(str(path)):
+        try:
+            rows = csv.DictReader(file)
+            if rows.fieldnames != COLUMNS:
+                raise ValueError(f"expected the columns {','.join(COLUMNS)}")
             pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows]).reshape(-1, 2)
+        except (ValueError, TypeError, OverflowError, csv.Error) as error:
+            raise UserError(f"{path}: {error}") from None
     if not len(pairs):
         raise UserError(f"{path}: no predictions in there")
     return pairs[:, 0], pairs[:, 1]
