@@ -28,7 +28,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 data=${DATA:?the folder or archive of the images}
 if [ -f "$data" ]; then
-  tar -xf "$data" -C "$work"
+  "$PYTHON" scripts/unpack.py "$data" "$work"
   data=$work
 fi
 mkdir -p "$OUT"

@@ -32,7 +32,7 @@ SETS = ["folder", "imagenet", "tinyimagenet"]  # whose train/ is as ImageFolder 
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = util.OneLineParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--dataset", choices=SETS, default="tinyimagenet")
     add("--data_folder", default="./data")

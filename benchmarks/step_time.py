@@ -39,7 +39,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = util.OneLineParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--pair", type=pair, nargs="+", default=[("resnet32x4", "resnet8x4")], metavar="TEACHER:STUDENT")
     add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
@@ -201,6 +201,7 @@ def table(found: dict) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
+@util.command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     start = time.monotonic()

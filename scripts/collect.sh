@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
 SAVE=${SAVE:-save}
-OUT=${OUT:?names the folder under results/}
+[ -n "${OUT:-}" ] || { echo "error: give OUT, the folder under results/" >&2 && exit 2; }
 read -ra figures <<<"${FIGURES---figures}"
 while IFS= read -r summary; do
   run=${summary%/*}

@@ -35,7 +35,7 @@ def read(place: Path, name: str = "predictions.csv") -> tuple[np.ndarray, np.nda
             rows = csv.DictReader(file)
             if rows.fieldnames != COLUMNS:
                 raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-            pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows]).reshape(-1, 2)
+            pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows], np.int64).reshape(-1, 2)
         except (ValueError, TypeError, OverflowError, csv.Error) as error:
             raise UserError(f"{path}: {error}") from None
     if not len(pairs):

@@ -18,7 +18,7 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar100}
 source scripts/procedures.sh
 
-[ -n "${STUDENT_FILE:-}" ] || { echo "give STUDENT_FILE, a checkpoint of the student" >&2 && exit 2; }
+[ -n "${STUDENT_FILE:-}" ] || fail "give STUDENT_FILE, a checkpoint of the student"
 network=${STUDENT:-$("$PYTHON" scripts/procedures.py network "$STUDENT_FILE")}
 read -ra teachers <<<"${TEACHERS:-}"
 if [ -n "${MODEL_LIST:-}" ]; then
@@ -26,7 +26,7 @@ if [ -n "${MODEL_LIST:-}" ]; then
     --n "${N:-0}" --curriculum "${CURRICULUM:-none}")
   mapfile -t teachers <<<"$listed"
 fi
-[ ${#teachers[@]} != 0 ] || { echo "give TEACHERS or MODEL_LIST" >&2 && exit 2; }
+[ ${#teachers[@]} != 0 ] || fail "give TEACHERS or MODEL_LIST"
 read -ra method <<<"${METHOD:-dp}"
 
 files=() chain=$network

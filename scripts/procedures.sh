@@ -8,10 +8,17 @@ LAUNCH=() # what starts several processes of a student's training
 COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
 FAILED=() # a run that is refused, or that diverged, does not stop the others
 
+# fail MESSAGE: ends the script
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
 # find_teacher NETWORK|FILE: sets FOUND to its checkpoint: the file, else the one fetched to
 # SAVE/models/<network>_vanilla, else the network is trained there. LABEL: the network, or the name of the file's folder.
 find_teacher() {
   if [[ $1 == */* || -f $1 ]]; then
+    [ -f "$1" ] || { echo "error: $1: no such file" >&2 && return 2; }
     FOUND=$1
     LABEL=$(cd "$(dirname "$1")" && basename "$PWD")
     return
@@ -30,6 +37,7 @@ find_teacher() {
 read_pair() {
   [[ $PAIR == *" "* ]] || PAIR=${PAIR/:/ }
   read -r model_t model_s <<<"$PAIR"
+  [ -n "$model_s" ] || fail "PAIR=$PAIR: expected teacher:student"
 }
 
 # slug FLAGS...: the flags as part of a folder's name

@@ -18,6 +18,7 @@ read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
 alone=${STUDENT}_${DATASET}_none
 end=${STUDENT}_${DATASET}_$(slug "${method[@]}")
 
+[[ ${ENSEMBLE:-3} =~ ^[1-9][0-9]*$ ]] || fail "ENSEMBLE=$ENSEMBLE: expected a number of students"
 rows=(--row alone "$alone")
 files=() labels=()
 if [ -z "${teachers[*]}" ]; then

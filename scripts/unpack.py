@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+# RuntimeError: an encrypted zip, or one packed in a way that Python does not know
+TOLD = (ValueError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
 
 class Entry(NamedTuple):
     name: str
@@ -85,15 +88,14 @@ def unpack(archive: Path, folder: Path, limit: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=argparse.SUPPRESS)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit_gb", type=float, default=8.0)
     args = parser.parse_args(argv)
     try:
         unpack(args.archive, args.folder, args.limit_gb * 1e9)
-    # RuntimeError: an encrypted zip, or one packed in a way that Python does not know
-    except (ValueError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except TOLD as error:
         print(f"{args.archive}: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,0 +1,405 @@
+"""Feeds the parsers what nobody would write: checkpoints, configs, command lines, data files, archives.
+
+python tests/fuzz.py --inputs 100000 --seed 0 --out DIR
+
+Inputs are mutations of the seeds below and of what is in `fuzz_corpus.jsonl`; one that is told something new joins
+them. A failure is any exception but those that a user is told in one line, a line that does not name the file, more
+than 10 seconds, more than 2 GB, and an archive's file outside of its folder. Written to DIR: corpus.jsonl,
+failures.jsonl, and `input`, the last one, should the process die of it. Exit status 1 where something failed.
+"""
+
+import argparse
+import base64
+import contextlib
+import functools
+import gzip
+import io
+import json
+import pickle
+import pickletools
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import hostile  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import nn  # noqa: E402
+
+import models  # noqa: E402
+import train_student  # noqa: E402
+from dataset import cifar10_1, files, tinyimagenet  # noqa: E402
+from helper import checkpoint, options, run_log  # noqa: E402
+from helper.util import UserError, mendable  # noqa: E402
+from scripts import compare_predictions, unpack  # noqa: E402
+
+CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl")
+SECONDS, GIGABYTES = 10, 2
+Input = tuple[str, bytes]  # target, content
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 3)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.fc
+
+
+# ---- what is fed: the file of the input, in a folder of its own ----
+
+
+def read_checkpoint(path: Path) -> None:
+    state = checkpoint.load(path, "--path_t")
+    checkpoint.find_name(state, path, models.is_model)
+    checkpoint.class_count(Tiny(), state, "--path_t", path)
+    checkpoint.load_weights(Tiny(), "tiny", state, "--path_t", path)
+
+
+@functools.cache
+def parser() -> options.Parser:
+    """The student's, which is made once."""
+    found = []
+    parse_args = options.Parser.parse_args
+    options.Parser.parse_args = lambda self, *_: found.append(self)
+    try:
+        train_student.parse([])
+    finally:
+        options.Parser.parse_args = parse_args
+    return found[0]
+
+
+def read_config(path: Path) -> None:
+    settle(["--config", str(path)])
+
+
+def read_options(path: Path) -> None:
+    settle(path.read_text(errors="surrogateescape").split("\0"))
+
+
+@run_log.ends_here()
+def settle(arguments: list[str]) -> None:
+    opt = parser().parse_args(arguments)
+    opt.run_log = None  # would be written to
+    train_student.settle(opt)
+    json.dumps(vars(opt))
+
+
+def read_annotations(path: Path) -> None:
+    (path.parent / "images").mkdir()
+    for n in range(3):
+        (path.parent / "images" / f"{n}.png").touch()
+    shutil.copy(path, path.parent / "val_annotations.txt")
+    with mendable("--dataset"):
+        tinyimagenet._annotated(path.parent, ("n01", "n02"))
+
+
+def read_arrays(path: Path) -> None:
+    for name in ("data", "labels"):
+        shutil.copy(path, path.parent / f"cifar10.1_v6_{name}.npy")
+    with mendable("--dataset"):
+        cifar10_1.cifar10_1(path.parent, version="v6")
+
+
+def read_image(path: Path) -> None:
+    with mendable("--dataset"):
+        files.read(str(path), 8)
+
+
+def unpack_archive(path: Path) -> None:
+    folder = path.parent / "unpacked"
+    folder.mkdir()
+    with contextlib.suppress(*unpack.TOLD):
+        unpack.unpack(path, folder, limit=1e6)
+    assert {path, folder} >= set(path.parent.iterdir()), "wrote outside of its folder"
+    assert sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) <= 1e6
+    assert not any(file.is_symlink() for file in folder.rglob("*"))
+
+
+TARGETS: dict[str, Callable[[Path], None]] = {
+    "x.pth": read_checkpoint,
+    "x.safetensors": read_checkpoint,
+    "config.json": read_config,
+    "argv": read_options,
+    "annotations": read_annotations,
+    "predictions.csv": lambda path: compare_predictions.read(path),
+    "npy": read_arrays,
+    "x.png": read_image,
+    "archive": unpack_archive,
+}
+
+
+# ---- seeds ----
+
+
+def seeds() -> Iterator[Input]:
+    tiny = Tiny().state_dict()
+    ours = {"model": tiny, "epoch": 3, "model_name": "resnet8", "options": {"a": [1, None, 2.5]}, "accuracy": 1.5}
+    theirs = {"opt": argparse.Namespace(a=1), "state_dict": {f"module.{k}": v for k, v in tiny.items()}}
+    theirs["optimizer"] = {"param_groups": [{"lr": np.float64(0.1)}]}
+    for state in (ours, theirs, tiny):
+        yield "x.pth", hostile.torch_saved(state)
+        yield "x.pth", hostile.torch_saved(state, _use_new_zipfile_serialization=False)
+    teacher = {"model": models.create_model("resnet8", 10).state_dict(), "model_name": "resnet8"}
+    for table in (hostile.executing(Path("/nowhere")), hostile.broken_tensors(), hostile.bombs()):
+        for make, _ in table.values():
+            if len(content := make(teacher)) < 20000:
+                yield "x.pth", content
+    for make, _ in hostile.broken_safetensors().values():
+        yield "x.safetensors", make(teacher)
+    for path in ROOT.glob("configs/**/*.json"):
+        yield "config.json", path.read_bytes()
+    every = {action.dest: action.default for action in parser()._actions if action.dest != "help"}
+    yield "config.json", json.dumps({"options": every}).encode()
+    yield "config.json", b'{"epochs": NaN, "beta": [1, [2]], "path_t": ["a", "-b"], "epochs": -1e999, "nesterov": 1}'
+    yield "argv", b"--path_t\0x\0--distill\0crd,at\0-b\0.8,1000\0--nce_k\0100\0--lr_decay_epochs\x001,2\0-t\0one"
+    yield "argv", b"--model_s\0wrn_16_2\0--dataset=digits\0-r\0-1\0--kd_T\0nan\0--no-icd_trainable\0--\0--epochs\x001e3"
+    for action in parser()._actions:
+        if "config" not in (action.dest, *action.option_strings) and action.dest != "help":
+            yield "argv", f"{action.option_strings[-1]}\0{next(iter(action.choices or ['1']))}".encode()
+    yield "annotations", b"0.png n01 0 0 1 1\n1.png n02\n2.png n01\n"
+    yield "predictions.csv", b"index,label,prediction,confidence\n0,1,1,0.5\n1,2,0,0.25\n"
+    yield "npy", numpy_bytes(np.zeros((2, 32, 32, 3), np.uint8)[:, :2, :2])
+    yield "npy", numpy_bytes(np.zeros(3, int))
+    yield "npy", numpy_bytes(np.array([{}], object))
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (9, 8), 77).save(buffer, kind)
+        yield "x.png", buffer.getvalue()
+    yield "archive", hostile.tarred({"a/b": b"1", "c": b"22"})
+    yield "archive", gzip.compress(hostile.tarred({"a/b": b"1"}))
+    yield "archive", hostile.zipped({"a/b": b"1", "../c": b"2"})
+    yield "archive", hostile.zipped({"a": bytes(1000)}, zipfile.ZIP_DEFLATED)
+
+
+def numpy_bytes(x: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, x, allow_pickle=True)
+    return buffer.getvalue()
+
+
+# ---- mutations ----
+
+WORDS = [
+    *(b"\0", b"\xff", b"\n", b"\x1b[2J", b"\xf0\x9f\x98\x80", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"%s%n"),
+    *(b"-", b"--", b"/", b"../", b"=", b",", b":", b'"', b"{", b"}", b"[", b"]", b"[" * 3000, b"null", b"true"),
+    *(b"NaN", b"inf", b"-1", b"0", b"1e999", b"9" * 50, b"1" * 5000),
+    *(b"\x7f\xff\xff\xff", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"PK\x03\x04", b"\x80\x02"),
+    *(b"options", b"epochs", b"model", b"state_dict", b"module.", b"fc.weight", b"--config", b"-h", b"--epochs"),
+]
+FUNCTIONS = """collections.OrderedDict collections.Counter argparse.Namespace _codecs.encode posix.system
+builtins.bytearray torch.FloatStorage torch.LongStorage torch.Size torch.device torch.float32 torch.Tensor
+torch.storage.UntypedStorage torch._utils._rebuild_tensor_v2 torch._utils._rebuild_parameter numpy.dtype
+numpy.core.multiarray.scalar"""
+GLOBALS = ["c{}\n{}\n".format(*name.rsplit(".", 1)).encode() for name in FUNCTIONS.split()]
+OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
+
+
+def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(1 + int(rng.expovariate(0.7))):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + 1 + int(rng.expovariate(0.1)))
+        kind = rng.randrange(8)
+        if kind == 0:
+            data[at:end] = rng.randbytes(end - at)
+        elif kind == 1:
+            data[at:at] = rng.choice(WORDS)
+        elif kind == 2:
+            del data[at:end]
+        elif kind == 3 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 4:
+            start = rng.randrange(len(other) + 1)
+            data[at:end] = other[start : start + 1 + int(rng.expovariate(0.05))]
+        elif kind == 5:
+            data[at:at] = data[at:end] * rng.randrange(1, 4)
+        elif kind == 6:
+            data[at:end] = rng.choice(WORDS)
+        elif kind == 7 and rng.random() < 0.2:
+            del data[at:]
+    return bytes(data[:100_000])
+
+
+def mutated_pickle(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Whole opcodes are put in, left out and moved, so that most of it still means something."""
+    pieces, start = [], 0
+    with contextlib.suppress(Exception):
+        for _, _, position in pickletools.genops(content):
+            pieces.append(content[start:position])
+            start = position
+    pieces.append(content[start:])
+    for _ in range(1 + int(rng.expovariate(0.5))):
+        at = rng.randrange(len(pieces))
+        kind = rng.randrange(6)
+        if kind == 0:
+            pieces.insert(at, rng.choice(GLOBALS))
+        elif kind == 1:
+            pieces.insert(at, rng.choice(OPCODES) + rng.randbytes(rng.choice([0, 0, 1, 4])))
+        elif kind == 2:
+            pieces.insert(at, rng.choice(pieces))
+        elif kind == 3:
+            pieces[at] = b""
+        elif kind == 4:
+            value = rng.choice([-1, 0, 3, 2**31 - 1, 2**62, 1e308, "x", "latin1", None, True, (), [], {}])
+            pieces[at] = hostile.opcodes(value) if not isinstance(value, float) else pickle.dumps(value, 2)[2:-1]
+        else:
+            pieces[at] = mutated(pieces[at], other, rng)
+    return b"".join(pieces)[:100_000]
+
+
+def mutated_zip(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Its files change, and their sums with them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(list(found))
+    if rng.random() < 0.1:
+        found[mutated(name.encode(), other, rng).decode("latin1")] = found.pop(name)
+    elif name.endswith(".pkl") or rng.random() < 0.7:
+        name = next((n for n in found if n.endswith(".pkl")), name)
+        found[name] = mutated_pickle(found[name], other, rng)
+    else:
+        found[name] = mutated(found[name], other, rng)
+    with warnings.catch_warnings(action="ignore"):
+        return hostile.zipped(found, rng.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED]))
+
+
+def mutated_words(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Of command lines."""
+    words, others = content.split(b"\0"), other.split(b"\0")
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(len(words))
+        kind = rng.randrange(4)
+        if kind == 0:
+            words[at:at] = others[rng.randrange(len(others)) :][:2]
+        elif kind == 1:
+            words[at] = mutated(words[at], rng.choice(others), rng).replace(b"\0", b"")
+        elif kind == 2:
+            words[at] = rng.choice(WORDS).replace(b"\0", b"")
+        else:
+            words.pop(at)
+            words = words or [b""]
+    return b"\0".join(words)
+
+
+def next_input(corpus: dict[str, list[bytes]], rng: random.Random) -> Input:
+    target = rng.choices(list(TARGETS), [40, 3, 15, 20, 3, 3, 4, 6, 6])[0]
+    content, other = rng.choice(corpus[target]), rng.choice(corpus[target])
+    if target == "argv":
+        return target, mutated_words(content, other, rng)
+    if target == "x.pth" and rng.random() < 0.9:
+        with contextlib.suppress(Exception):
+            return target, (mutated_zip if content[:2] == b"PK" else mutated_pickle)(content, other, rng)
+    return target, mutated(content, other, rng)
+
+
+# ---- runs ----
+
+
+def too_slow(*_: Any) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def told(target: str, content: bytes, folder: Path) -> str:
+    """What an input is told, without its own words and numbers; raises what is a failure."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = folder / target
+    path.write_bytes(content)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            TARGETS[target](path)
+        return "taken"
+    except UserError as error:
+        text = str(error).replace(str(folder), "")
+        if text == str(error) and target not in ("argv", "config.json"):
+            raise AssertionError("the file is not named") from error
+        return re.sub(r"'.*'|\".*\"|\d+|\[.*\]|0x\w+|[^ -~]+", "_", text)[:100]
+    except SystemExit as error:
+        if error.code:
+            raise
+        return "help"
+    finally:
+        signal.alarm(0)
+
+
+def limited(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict, list[dict], Counter]:
+    """The corpus by what its inputs are told, the failures, how many inputs each target has had."""
+    rng, corpus = random.Random(seed), {target: [] for target in TARGETS}
+    found: dict[str, Input] = {}
+    failures: list[dict] = []
+    counts: Counter = Counter()
+
+    def feed(target: str, content: bytes) -> bool:
+        counts[target] += 1
+        try:
+            answer = f"{target}: {told(target, content, folder)}"
+        except BaseException as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            answer = f"{target}: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
+            if answer not in found:
+                text = "".join(traceback.format_exception(error))
+                failures.append(as_json(target, content) | {"error": answer, "traceback": text[-3000:]})
+        return found.setdefault(answer, (target, content)) == (target, content)
+
+    for target, content in [*seeds(), *known]:
+        feed(target, content)
+        corpus[target].append(content)
+    while counts.total() < inputs:
+        target, content = next_input(corpus, rng)
+        if feed(target, content):
+            corpus[target].append(content)
+    return found, failures, counts
+
+
+def as_json(target: str, content: bytes) -> dict[str, str]:
+    return {"target": target, "input": base64.b64encode(content).decode()}
+
+
+def read_corpus(path: Path) -> list[Input]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(line["target"], base64.b64decode(line["input"])) for line in lines]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    opt = parser.parse_args(argv)
+    opt.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGALRM, too_slow)
+    start = time.perf_counter()
+    found, failures, counts = limited(opt.inputs, opt.seed, (opt.out / "input").absolute(), read_corpus(CORPUS))
+    for name, lines in {"corpus": [as_json(*x) for x in found.values()], "failures": failures}.items():
+        (opt.out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    each = ", ".join(f"{target} {n}" for target, n in counts.items())
+    print(f"{counts.total()} inputs ({each}), {len(found)} different answers, {len(failures)} failures", end="")
+    print(f", {time.perf_counter() - start:.0f} s")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
