@@ -49,7 +49,7 @@ SAFE = [argparse.Namespace, *((value, name) for name, value in NUMPY.items())]
 
 OPCODES = """PROTO FRAME MEMOIZE STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1
 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
-SHORT_BINUNICODE SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT""".split()
+NEWOBJ SHORT_BINUNICODE SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT""".split()
 ITEMSIZES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1)
 
 
@@ -116,6 +116,10 @@ class Look(pickle._Unpickler):
         self.copy(text)
         return text.encode(codec)
 
+    def load_newobj(self) -> None:
+        made, values = self.stack[-2:]
+        self.stack[-2:] = [made(*values)]
+
     def load_build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Kind):
@@ -136,7 +140,8 @@ class Look(pickle._Unpickler):
             if type(key) is not str and not (type(key) is int and abs(key) < 2**31):
                 raise Refused(f"refused, its pickle has a dict with a key of type {type(key).__name__}")
 
-    dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+    dispatch |= {pickle.BUILD[0]: load_build, pickle.NEWOBJ[0]: load_newobj}
+    dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
 def look(path: Path) -> None:

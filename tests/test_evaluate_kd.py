@@ -130,7 +130,7 @@ def test_a_mode_that_the_pair_does_not_allow(teacher, tmp_path, capsys):
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
         evaluate_kd.main([*command, "--student", "resnet8x4"])
     captured = capsys.readouterr()
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert "sfd needs equal channels" in captured.err and "not run, for the reason above: sfd" in captured.err
     assert [line[0] for line in lines(captured.out)] == ["nokd"]
     assert "no plot: matplotlib is not installed" in captured.out
@@ -146,8 +146,8 @@ def test_a_mode_that_the_pair_does_not_allow(teacher, tmp_path, capsys):
         ("--mode nokd kdd", r"--mode: invalid choice: 'kdd'"),
         ("--teacher resnet9", r"--teacher: unknown network 'resnet9'"),
         ("--teacher-checkpoint nowhere.pth", r"--teacher-checkpoint nowhere.pth: no such file"),
-        ("--nosuch 1", r"unrecognized arguments: --nosuch 1"),
-        ("--nce_k 8", r"unrecognized arguments: --nce_k 8"),
+        ("--nosuch 1", r"unknown option --nosuch"),
+        ("--nce_k 8", r"unknown option --nce_k"),
         ("--run_name mine", r"--run_name: every run has its own"),
         ("--save_folder=here", r"--save_folder: every run has its own"),
         ("--batch-size 0", r"--batch-size.*: expected a whole number"),
@@ -167,6 +167,6 @@ def test_other_options_want_another_folder(tmp_path, capsys):
     evaluate_kd.main(command)
     with pytest.raises(SystemExit) as stop:
         evaluate_kd.main([*command, "--momentum", "0.8"])
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert "--momentum was 0.9, is 0.8" in capsys.readouterr().err
     assert torch.load(next(tmp_path.rglob("last.pth")), weights_only=True)["options"]["momentum"] == 0.9

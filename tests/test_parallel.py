@@ -379,7 +379,9 @@ def test_several_gpus_are_driven_by_one_process(monkeypatch) -> None:
     for name, flag, refused in [
         ("cuda", "compile", True), ("cuda", "sync_bn", True), ("cuda:1", "compile", False), ("cpu", "sync_bn", False)
     ]:  # fmt: skip
-        opt = argparse.Namespace(device=name, batch_size=8, **{"compile": False, "sync_bn": False, flag: True})
+        opt = argparse.Namespace(
+            device=name, amp="off", batch_size=8, **{"compile": False, "sync_bn": False, flag: True}
+        )
         if refused:
             with pytest.raises(UserError, match=f"--{flag}: one process drives 2 GPUs"):
                 parallel.start(opt)

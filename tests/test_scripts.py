@@ -267,7 +267,7 @@ def test_compile(teacher, tmp_path, monkeypatch):
 def test_run_folder(teacher):
     folder = teacher.parent
     files = {re.sub(r"\.out.*", "", path.name) for path in folder.iterdir()}
-    assert files == {"options.json", "log.csv", "summary.json", "last.pth", "best.pth", "events"}
+    assert files == {".lock", "options.json", "log.csv", "summary.json", "last.pth", "best.pth", "events"}
     header = (folder / "log.csv").read_text().splitlines()[0]
     assert header == (
         "epoch,lr,train_loss,train_acc,val_loss,val_acc,val_acc_top5,train_seconds,images_per_second,peak_memory_mb"
