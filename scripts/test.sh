@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint (of bash too, where shellcheck is installed) and tests. Makes .venv on the first call. Arguments go to pytest: bash scripts/test.sh -k crd
+# Lint (of bash too, where shellcheck is installed) and tests. Makes .venv on the first call. Arguments go to pytest:
+# bash scripts/test.sh -k crd
 # WORKERS=2 processes share the tests.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements-dev.txt requirements.txt
