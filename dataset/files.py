@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ def few(names: Sequence[str]) -> str:
 def opened(path: str) -> Iterator[Image.Image]:
     """Unreadable for whatever goes wrong in opening or decoding it, and for an image of absurd size."""
     try:
-        if not os.path.isfile(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("not a file")  # a pipe would be waited for
         # by content, whatever the name: other formats start other programs, or are not for pictures
         with Image.open(path, formats=_formats) as image:
