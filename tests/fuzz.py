@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -158,10 +159,11 @@ def seeds() -> Iterator[Input]:
         yield "x.pth", hostile.torch_saved(state)
         yield "x.pth", hostile.torch_saved(state, _use_new_zipfile_serialization=False)
     teacher = {"model": models.create_model("resnet8", 10).state_dict(), "model_name": "resnet8"}
-    for table in (hostile.executing(Path("/nowhere")), hostile.broken_tensors(), hostile.bombs()):
-        for make, _ in table.values():
-            if len(content := make(teacher)) < 20000:
-                yield "x.pth", content
+    small = "bytearray", "numpy's void", "numpy's objects", "one number as many", "storage without bytes, legacy"
+    bombs = {name: bomb for name, bomb in hostile.bombs().items() if name in small}
+    for make, _ in (hostile.executing(Path("/nowhere")) | bombs | hostile.broken_tensors()).values():
+        if len(content := make(teacher)) < 20000:
+            yield "x.pth", content
     for make, _ in hostile.broken_safetensors().values():
         yield "x.safetensors", make(teacher)
     for path in ROOT.glob("configs/**/*.json"):
@@ -300,7 +302,7 @@ def mutated_words(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def next_input(corpus: dict[str, list[bytes]], rng: random.Random) -> Input:
-    target = rng.choices(list(TARGETS), [40, 3, 15, 20, 3, 3, 4, 6, 6])[0]
+    target = rng.choices(list(TARGETS), [45, 3, 15, 15, 3, 3, 4, 6, 6])[0]
     content, other = rng.choice(corpus[target]), rng.choice(corpus[target])
     if target == "argv":
         return target, mutated_words(content, other, rng)
@@ -341,8 +343,9 @@ def told(target: str, content: bytes, folder: Path) -> str:
         signal.alarm(0)
 
 
-def limited(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict, list[dict], Counter]:
+def fuzz(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict, list[dict], Counter]:
     """The corpus by what its inputs are told, the failures, how many inputs each target has had."""
+    signal.signal(signal.SIGALRM, too_slow)
     rng, corpus = random.Random(seed), {target: [] for target in TARGETS}
     found: dict[str, Input] = {}
     failures: list[dict] = []
@@ -360,13 +363,14 @@ def limited(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[d
                 failures.append(as_json(target, content) | {"error": answer, "traceback": text[-3000:]})
         return found.setdefault(answer, (target, content)) == (target, content)
 
-    for target, content in [*seeds(), *known]:
-        feed(target, content)
-        corpus[target].append(content)
-    while counts.total() < inputs:
-        target, content = next_input(corpus, rng)
-        if feed(target, content):
+    with mock.patch.object(models.base, "create_model", functools.cache(models.create_model)):  # of any network one
+        for target, content in [*seeds(), *known]:
+            feed(target, content)
             corpus[target].append(content)
+        while counts.total() < inputs:
+            target, content = next_input(corpus, rng)
+            if feed(target, content):
+                corpus[target].append(content)
     return found, failures, counts
 
 
@@ -377,6 +381,10 @@ def as_json(target: str, content: bytes) -> dict[str, str]:
 def read_corpus(path: Path) -> list[Input]:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [(line["target"], base64.b64decode(line["input"])) for line in lines]
+
+
+def write(folder: Path, name: str, lines: list[dict]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -390,11 +398,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGALRM, too_slow)
     start = time.perf_counter()
-    found, failures, counts = limited(opt.inputs, opt.seed, (opt.out / "input").absolute(), read_corpus(CORPUS))
-    for name, lines in {"corpus": [as_json(*x) for x in found.values()], "failures": failures}.items():
-        (opt.out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, failures, counts = fuzz(opt.inputs, opt.seed, (opt.out / "input").absolute(), read_corpus(CORPUS))
+    write(opt.out, "corpus", [as_json(*each) for each in found.values()])
+    write(opt.out, "failures", failures)
     each = ", ".join(f"{target} {n}" for target, n in counts.items())
     print(f"{counts.total()} inputs ({each}), {len(found)} different answers, {len(failures)} failures", end="")
     print(f", {time.perf_counter() - start:.0f} s")

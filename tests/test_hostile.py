@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fuzz
 import hostile
 import numpy as np
 import pytest
@@ -548,3 +549,14 @@ def test_run(name, run, tmp_path, capsys):
     now = tree(tmp_path)
     others = {path for path in now.keys() | before.keys() if now.get(path) != before.get(path)} - {str(folder)}
     assert all("/events." in path for path in others), others
+
+
+# ---- anything ----
+
+
+def test_fuzzing(tmp_path):
+    """A short form of `python tests/fuzz.py`, with all that it has found worth keeping."""
+    kept = fuzz.read_corpus(fuzz.CORPUS)
+    found, failures, counts = fuzz.fuzz(2000, 1, tmp_path / "input", kept)
+    assert not failures, failures[0]["traceback"]
+    assert counts.total() >= 2000 and len(found) > 200
