@@ -1,8 +1,8 @@
 """torch files of strangers: looked through before torch reads them.
 
 torch.load(weights_only=True) runs no code. But a pickle of a hundred bytes can make it build a bytearray of 10 GB,
-change numpy's float64, or (older PyTorch) read behind the end of a storage. So each pickle is first followed by
-stand-ins that check what they are given, and refused where it asks for more than tensors and plain values.
+overflow the stack, or (older PyTorch) read behind the end of a storage. So each pickle is first followed by stand-ins
+that check what they are given, and refused where it asks for more than tensors and plain values.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class Refused(ValueError):
 
 
 class Kind:
-    """In the place of numpy.dtype, of which a pickle can change the process's own."""
+    """In the place of numpy.dtype, which would make numbers of any size."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in ("f4", "f8"):

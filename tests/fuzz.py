@@ -19,7 +19,6 @@ import pickle
 import pickletools
 import random
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -396,8 +395,7 @@ def main(argv: list[str] | None = None) -> int:
     opt.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, resource.RLIM_INFINITY))
+    hostile.limit_memory(GIGABYTES)
     start = time.perf_counter()
     found, failures, counts = fuzz(opt.inputs, opt.seed, (opt.out / "input").absolute(), read_corpus(CORPUS))
     write(opt.out, "corpus", [as_json(*each) for each in found.values()])
