@@ -23,9 +23,9 @@ STAGE, IMAGES, BANK = os.environ["STAGE"], int(os.environ["IMAGES"]), int(os.env
 
 @dataset.base.register("random")
 def random_images(folder: str, image_size: int | None) -> dataset.ImageSet:
-    generator = torch.Generator().manual_seed(0)
-    few = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    generator, size = torch.Generator().manual_seed(0), image_size or 32
+    few = torch.randint(256, (64, 3, size, size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
     names = tuple(map(str, range(100)))
     labels = torch.arange(IMAGES) % 100
     return dataset.ImageSet(images, labels, few, labels[:64], names, (0.5,) * 3, (0.25,) * 3)

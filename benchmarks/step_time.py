@@ -45,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
     add("--batch_size", type=options.number(int, 2), default=64)
     add("--device", default="cpu")
-    add("--amp", choices=["off", "bf16", "fp16"], default="off")
+    add("--amp", choices=["off", "bf16", "fp16"], nargs="+", default=["off"], help="several: of ours, in turn")
     add("--compile", action="store_true")
     add("--images", type=options.count, default=1600, help="of the training set")
     add("--bank", type=options.whole, default=0, help="rows of the memory banks; 0: a row an image")
@@ -81,8 +81,9 @@ class Timed:
         if row["side"] == "peer":
             script = ["peer.py", opt.peer.resolve(), "--distill", PEER[cls.name], "--num_workers", opt.peer_workers]
         else:
-            script = ["ours.py", "--distill", cls.name, "--model_t", teacher, "--dataset", "random", "--amp", opt.amp]
-            script += ["--device", opt.device, "--resume", "never", "--run_name", f"{cls.name}{row['stage']}"]
+            script = ["ours.py", "--distill", cls.name, "--model_t", teacher, "--dataset", "random"]
+            script += ["--amp", row["amp"], "--device", opt.device, "--resume", "never"]
+            script += ["--run_name", f"{cls.name}{row['stage']}{row['amp']}"]
             script += ["--init_epochs", int(row["stage"] == "init"), *(["--compile"] if opt.compile else [])]
             script += opt.options.split()
         script[0] = ROOT / "benchmarks" / script[0]
@@ -163,7 +164,10 @@ def untrained(name: str) -> dict[str, torch.Tensor]:
 
 
 def table(found: dict) -> str:
-    """Markdown: a table a pair. Ratios are medians over the rounds of what stood side by side in each."""
+    """Markdown: a table a pair. Ratios are medians over the rounds of what stood side by side in each.
+
+    A step is compared with kd's in the first of several precisions.
+    """
     lines = []
 
     def ratio(row: dict, other: dict | None) -> str:
@@ -187,7 +191,7 @@ def table(found: dict) -> str:
             )
             kd = next((x for x in same if x == x | {"side": "ours", "method": "kd"}), None)
             values = [
-                f"{row['method']} {row['stage']}".strip(),
+                " ".join(filter(None, [row["method"], row["stage"], row["amp"].replace("off", "")])),
                 f"{median(row['images_per_second']):.1f}",
                 f"{median(peer['images_per_second']):.1f}" if peer else "",
                 ratio(row, peer),
@@ -217,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
             groups.append([])
             for method, stage in group:
                 row = {"pair": names, "method": method, "stage": stage, "group": first // opt.together}
-                groups[-1].append(row | {"side": "ours"})
+                groups[-1] += [row | {"side": "ours", "amp": amp} for amp in opt.amp]
                 if opt.peer and method in PEER and not (method == "kd" and first):
                     groups[-1].append(row | {"side": "peer"})
     with tempfile.TemporaryDirectory() as folder:

@@ -18,15 +18,16 @@ from step_time import table  # noqa: E402
 
 
 def test_step_time(tmp_path):
-    options = (
-        "--pair resnet8:resnet8 --methods kd --images 200 --batch_size 8 --repeats 2 --steps 2 --threads 1".split()
-    )
-    command = [sys.executable, ROOT / "benchmarks" / "step_time.py", *options, "--out", tmp_path / "new"]
+    options = "--pair resnet8:resnet8 --methods kd --amp off bf16 --images 200 --batch_size 8 --repeats 2 --steps 2"
+    command = [sys.executable, ROOT / "benchmarks" / "step_time.py", *options.split(), "--threads", "1"]
+    command += ["--options=--image_size 16", "--out", tmp_path / "new"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "new" / "step_time.json").read_text())["rows"]
-    assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
-    assert "| kd |" in (tmp_path / "new" / "step_time.md").read_text()
+    rows = json.loads((tmp_path / "new" / "step_time.json").read_text())["rows"]
+    assert [row["amp"] for row in rows] == ["off", "bf16"]
+    assert all(len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0 for row in rows)
+    lines = (tmp_path / "new" / "step_time.md").read_text().splitlines()
+    assert lines[-2].startswith("| kd |") and lines[-1].startswith("| kd bf16 |")
 
 
 def test_a_slice_counts_what_follows_the_warm_up_over_the_ends_of_epochs():
@@ -38,7 +39,7 @@ def test_a_slice_counts_what_follows_the_warm_up_over_the_ends_of_epochs():
 
 
 def test_ratios_in_the_table_are_taken_round_by_round():
-    row = {"pair": ["t", "s"], "stage": "", "group": 0, "peak_memory_mb": 1, "start_to_first_step": 2}
+    row = {"pair": ["t", "s"], "stage": "", "amp": "off", "group": 0, "peak_memory_mb": 1, "start_to_first_step": 2}
     kd, peer, crd = (
         row | {"method": method, "side": side, "images_per_second": speeds}
         for method, side, speeds in [
