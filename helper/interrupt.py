@@ -35,4 +35,4 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.number and kind is None:
-            raise Stopped(self.number, "the end")
+            raise Stopped(self.number, "the run's end")

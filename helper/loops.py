@@ -272,7 +272,7 @@ def train(
             check(f"{label}epoch {epoch}, step {step}", precision, student, criterion)
             keep()
         if number:
-            raise Stopped(number, f"step {step} of {label}epoch {epoch}")
+            raise Stopped(number, f"step {step} of {label}epoch {epoch}; the same command goes on there")
     means = meters.read(epoch, label)
     seconds = meters.seconds
     return {

@@ -36,7 +36,7 @@ class Stopped(Exception):
     """A signal ended the run after it was saved."""
 
     def __init__(self, number: int, place: str) -> None:
-        super().__init__(f"{signal.Signals(number).name}: stopped after {place}; the same command goes on there")
+        super().__init__(f"{signal.Signals(number).name}: stopped after {place}")
         self.number = number
 
 
