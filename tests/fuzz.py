@@ -2,10 +2,10 @@
 
 python tests/fuzz.py --inputs 100000 --seed 0 --out DIR
 
-Inputs are mutations of the seeds below and of what is in `fuzz_corpus.jsonl`; one that is told something new joins
+Inputs are mutations of the seeds below and of what is in `fuzz_corpus.jsonl.xz`; one that is told something new joins
 them. A failure is any exception but those that a user is told in one line, a line that does not name the file, more
-than 10 seconds, more than 2 GB, and an archive's file outside of its folder. Written to DIR: corpus.jsonl,
-failures.jsonl, and `input`, the last one, should the process die of it. Exit status 1 where something failed.
+than 10 seconds, more than 2 GB, and an archive's file outside of its folder. Written to DIR: corpus.jsonl.xz,
+failures.jsonl.xz, and `input`, the last one, should the process die of it. Exit status 1 where something failed.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import functools
 import gzip
 import io
 import json
+import lzma
 import pickle
 import pickletools
 import random
-import re
 import shutil
 import signal
 import sys
@@ -48,7 +48,7 @@ from helper import checkpoint, options, run_log  # noqa: E402
 from helper.util import UserError, mendable  # noqa: E402
 from scripts import compare_predictions, unpack  # noqa: E402
 
-CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl")
+CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl.xz")
 SECONDS, GIGABYTES = 10, 2
 Input = tuple[str, bytes]  # target, content
 
@@ -126,11 +126,14 @@ def read_image(path: Path) -> None:
 def unpack_archive(path: Path) -> None:
     folder = path.parent / "unpacked"
     folder.mkdir()
-    with contextlib.suppress(*unpack.TOLD):
+    try:
         unpack.unpack(path, folder, limit=1e6)
-    assert {path, folder} >= set(path.parent.iterdir()), "wrote outside of its folder"
-    assert sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) <= 1e6
-    assert not any(file.is_symlink() for file in folder.rglob("*"))
+    except unpack.TOLD as error:
+        raise UserError(f"{path}: {error}") from error
+    finally:
+        assert {path, folder} >= set(path.parent.iterdir()), "wrote outside of its folder"
+        assert sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) <= 1e6
+        assert not any(file.is_symlink() for file in folder.rglob("*"))
 
 
 TARGETS: dict[str, Callable[[Path], None]] = {
@@ -318,8 +321,18 @@ def too_slow(*_: Any) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
+def places(error: BaseException | None) -> str:
+    """Where an error, and those that led to it, were raised."""
+    found = []
+    while error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        found.append(f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}")
+        error = error.__cause__ or error.__context__
+    return ", ".join(found)
+
+
 def told(target: str, content: bytes, folder: Path) -> str:
-    """What an input is told, without its own words and numbers; raises what is a failure."""
+    """What becomes of an input: which option is at fault, and where that was found; raises what is a failure."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     path = folder / target
@@ -333,7 +346,8 @@ def told(target: str, content: bytes, folder: Path) -> str:
         text = str(error).replace(str(folder), "")
         if text == str(error) and target not in ("argv", "config.json"):
             raise AssertionError("the file is not named") from error
-        return re.sub(r"'.*'|\".*\"|\d+|\[.*\]|0x\w+|[^ -~]+", "_", text)[:100]
+        first = text.split()[0].rstrip(":")
+        return f"{first if first in parser()._option_string_actions else ''} {places(error)}"
     except SystemExit as error:
         if error.code:
             raise
@@ -355,8 +369,7 @@ def fuzz(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict
         try:
             answer = f"{target}: {told(target, content, folder)}"
         except BaseException as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            answer = f"{target}: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
+            answer = f"{target}: {places(error)}"
             if answer not in found:
                 text = "".join(traceback.format_exception(error))
                 failures.append(as_json(target, content) | {"error": answer, "traceback": text[-3000:]})
@@ -378,12 +391,13 @@ def as_json(target: str, content: bytes) -> dict[str, str]:
 
 
 def read_corpus(path: Path) -> list[Input]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [(line["target"], base64.b64decode(line["input"])) for line in lines]
+    with lzma.open(path, "rt") as file:
+        return [(line["target"], base64.b64decode(line["input"])) for line in map(json.loads, file)]
 
 
 def write(folder: Path, name: str, lines: list[dict]) -> None:
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with lzma.open(folder / f"{name}.jsonl.xz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def main(argv: list[str] | None = None) -> int:

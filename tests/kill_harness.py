@@ -157,7 +157,9 @@ class Harness:
             else:
                 time.sleep(self.random.uniform(0, seconds))
             if ended(child) is None:
-                break
+                if not (folder / "summary.json").exists():
+                    break
+                os.waitpid(child, 0)
             shutil.rmtree(save)
         os.kill(child, number)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
