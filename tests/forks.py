@@ -89,6 +89,7 @@ def serve(address: str) -> None:
     server.bind(address)
     server.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a job in the background it is ignored
     print("ready", flush=True)
     while True:
         connection, _ = server.accept()

@@ -362,7 +362,7 @@ def test_signals(tmp_path, python):
     """To all processes, as a terminal, torchrun or a scheduler sends them; resumed, the run ends as it would have."""
     make_imagenet(tmp_path / "data")
     models = tmp_path / "save" / "models"
-    start = command(tmp_path, "--epochs", "60", "--run_name", "stopped")
+    start = command(tmp_path, "--epochs", "30", "--run_name", "stopped")
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     server = next(pid for pid in children(os.getpid()) if b"forks.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     for rows, number in ((1, signal.SIGINT), (2, signal.SIGTERM), (3, signal.SIGKILL)):
@@ -379,7 +379,7 @@ def test_signals(tmp_path, python):
         assert client.returncode == 128 + number
         assert "Traceback" not in error and ("stopped after" in error) == (number != signal.SIGKILL), error
     train_teacher.main(start)
-    train_teacher.main(command(tmp_path, "--epochs", "60", "--run_name", "whole", "--loader", "memory"))
+    train_teacher.main(command(tmp_path, "--epochs", "30", "--run_name", "whole", "--loader", "memory"))
     logs = ((models / name / "log.csv").read_text() for name in ("stopped", "whole"))
     stopped, whole = ([line.split(",")[:7] for line in log.splitlines()] for log in logs)
     assert stopped == whole
