@@ -2,7 +2,7 @@
 
 python tests/kill_harness.py --kills 30 --seed 0 --out kills.txt
 
-Half of the kills (SIGKILL) come at a random moment of the run, half while a checkpoint is being written; half as many
+In turn each case is killed (SIGKILL) at a random moment, then each while a checkpoint is being written; half as many
 runs get SIGTERM or SIGINT, and must end by themselves. What must be equal bit for bit: all that is in last.pth, every
 log but for times and memory, summary.json but for times, the names of the files. A line a kill, `N passed, M
 failed` last. Takes some 5 s a kill on a free core. Training runs in forks of this process, which has torch loaded.
