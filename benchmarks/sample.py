@@ -57,6 +57,7 @@ def now(wall: bool = False) -> float:
 
 
 def peak_memory_mb() -> float:
+    """As helper.util's, which a process of RepDistiller, whose package is called helper too, cannot import."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     # getrusage would say what the parent held when it forked, where that was more

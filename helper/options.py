@@ -137,7 +137,7 @@ def known(find: Callable[[str], object]) -> Callable[[str], str]:
 
 
 def names_of(find: Callable[[str], object]) -> Callable[[str], list[str]]:
-    """An argparse type: `crd,at` -> ["crd", "at"], each known to `find`, none twice."""
+    """An argparse type: `a,b` -> ["a", "b"], each known to `find`, none twice."""
 
     def convert(text: str) -> list[str]:
         names = [known(find)(name) for name in text.split(",")]

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
 SAVE=${SAVE:-save}
-[ -n "${OUT:-}" ] || { echo "error: give OUT, the folder under results/" >&2 && exit 2; }
+[ -n "${OUT:-}" ] || fail "give OUT, the folder under results/"
 read -ra figures <<<"${FIGURES---figures}"
 while IFS= read -r summary; do
   run=${summary%/*}

@@ -8,12 +8,6 @@ LAUNCH=() # what starts several processes of a student's training
 COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
 FAILED=() # a run that is refused, or that diverged, does not stop the others
 
-# fail MESSAGE: ends the script
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
-
 # find_teacher NETWORK|FILE: sets FOUND to its checkpoint: the file, else the one fetched to
 # SAVE/models/<network>_vanilla, else the network is trained there. LABEL: the network, or the name of the file's folder.
 find_teacher() {

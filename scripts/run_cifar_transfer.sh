@@ -20,10 +20,7 @@ if [ ${#students[@]} = 0 ]; then
     [ ! -f "$summary" ] || students+=("${summary%/*}")
   done
 fi
-if [ ${#students[@]} = 0 ]; then
-  echo "error: no finished run in $SAVE/student_model; name checkpoints or run folders in STUDENTS" >&2
-  exit 2
-fi
+[ ${#students[@]} != 0 ] || fail "no finished run in $SAVE/student_model; name checkpoints or run folders in STUDENTS"
 for seed in $SEEDS; do
   for dataset in $DATASETS; do
     for student in "${students[@]}"; do

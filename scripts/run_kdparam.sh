@@ -17,7 +17,7 @@ cinic)
   PAIR=${PAIR:-wrn_28_4:wrn_16_2} DATASET=${DATASET:-cifar100}
   TEMPERATURES=${TEMPERATURES:-2 4 8 16} ALPHAS=${ALPHAS:-0.2 0.4 0.6 0.8}
   ;;
-*) echo "GRID=$GRID: expected cinic or nothing" >&2 && exit 2 ;;
+*) fail "GRID=$GRID: expected cinic or nothing" ;;
 esac
 DATASET=${DATASET:-cifar10}
 source scripts/procedures.sh

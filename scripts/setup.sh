@@ -11,3 +11,9 @@ if [ -z "${PYTHON:-}" ]; then
     echo "$wanted" >".venv/$1.installed"
   fi
 fi
+
+# fail MESSAGE: ends the script
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
