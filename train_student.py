@@ -5,20 +5,25 @@ python train_student.py --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.p
 
 import argparse
 import copy
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import crd  # noqa: F401  registers its methods
 import dataset
 import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, options, parallel
-from helper.loops import Precision, Stage, fit, test, validate
+from helper import checkpoint, export, options, parallel, sweep
+from helper.loops import Group, fit
 from helper.run import Run
 from helper.slow import SlowWeights
-from helper.teacher_cache import open_caches
+from helper.step import Precision, Stage
+from helper.teachers import build_teachers, load_teachers, named_teachers
+from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
+from helper.validation import test
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
 
@@ -45,17 +50,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
     )
     group.add_argument("--init_lr_decay_epochs", type=options.epoch_list, help="default: as published")
+    group.add_argument(
+        "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"
+    )
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
-    options.add_cache_options(parser)
+    sweep.add_options(parser)
+    options.add_teacher_options(parser)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="1")
     return parser.parse_args(argv)
 
 
-def settle(opt: argparse.Namespace) -> dict[str, dict]:
+class Student(NamedTuple):
+    """One that is to be trained, and how."""
+
+    job: sweep.Job
+    opt: argparse.Namespace
+    keywords: dict[str, dict[str, Any]]  # of each method in use
+    taught: bool  # whether its training asks teachers
+    run: Run
+
+
+def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Fills in what depends on other options. Returns the keyword values of each method in use."""
     options.begin(opt)
     methods = [find_method(name) for name in opt.distill]
@@ -82,71 +101,44 @@ def settle(opt: argparse.Namespace) -> dict[str, dict]:
     return options.take_method_options(opt, {name: METHOD_OPTIONS[name] for name in used}, METHOD_OPTIONS)
 
 
-def load_teachers(opt: argparse.Namespace) -> list[dict]:
-    """Reads the teachers' weights and settles which networks they are."""
-    if opt.pretrained_t:
-        opt.model_t = [models.at_own_size(name) for name in opt.model_t]
-        with mendable("--pretrained_t"):
-            return [models.published_weights(name) for name in opt.model_t]
-    states = [checkpoint.load(path, "--path_t") for path in opt.path_t]
-    if opt.model_t and len(opt.model_t) != len(states):
-        raise UserError(f"--model_t: expected a network for each of {len(states)} --path_t, found {len(opt.model_t)}")
-    found = [checkpoint.find_name(*state, models.is_model) for state in zip(states, opt.path_t, strict=True)]
-    opt.model_t = opt.model_t or found
-    if None in opt.model_t:
-        path = opt.path_t[opt.model_t.index(None)]
-        raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
-    for name, path in zip(opt.model_t, opt.path_t, strict=True):
-        with mendable(f"--path_t {path}"):
-            models.sketch(name)
-    return states
-
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    opt = parse(argv)
-    keywords = settle(opt)
-    device = parallel.start(opt)
+def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
+    """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
+    taught = bool(opt.alpha) or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
+    asked = taught or any(cls.init_loss for cls in classes)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
-    taught = opt.alpha or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
-    flag, given = ("--pretrained_t", opt.model_t) if opt.pretrained_t else ("--path_t", opt.path_t or [])
-    asked = taught or any(cls.init_loss for cls in classes)
+    flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
     for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
         if len(given) > 1 and not cls.all_teachers:
             raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
-        if opt.cache_teacher and cls.teacher_maps:
+        if opt.cache_teacher and cls.reads:
             raise UserError(f"--cache_teacher: {cls.name} reads the teacher's maps, which are not kept")
-    options.check_cache(opt, asked)
-    teacher_states = load_teachers(opt) if given else []
+    return taught, asked
 
-    methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
-    name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"
-    name += f"_r:{opt.gamma}_a:{opt.alpha}_b:{betas}_{opt.trial}"
-    run = Run("student_model", name, opt, start=opt.path_s)
-    if run.finished:
-        return run.already_done()
 
-    # data
-    data = options.load_data(opt)
-    n_cls, images = len(data.classes), options.images_of(data)
+def new_student(opt: argparse.Namespace, state: dict, flag: str, path: str | None, data: dataset.ImageSet) -> nn.Module:
+    """state, flag, path: of the checkpoint whose wrappers it has, and whose weights, unless it is empty."""
+    with mendable(f"{flag} {path}"):
+        layers = state.get("wrapped", [])
+        student = models.rebuild(opt.model_s, len(data.classes), options.images_of(data), layers)
+    if state:
+        checkpoint.load_weights(student, opt.model_s, state, flag, path)
+    return student
 
-    # networks; the seed is set here so that equal seeds give equal students whatever the method
-    teachers = []
-    for state, model_t, path in zip(teacher_states, opt.model_t or [], given, strict=False):
-        with mendable(f"{flag} {path}"):
-            teacher = models.create_model(model_t, n_cls, images)
-        checkpoint.load_weights(teacher, model_t, state, flag, path)
-        teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
+
+def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:
+    """The student, and the views of the images that its methods want."""
+    opt, data, teachers, device = job.opt, shared.data, shared.teachers, shared.device
+    # the seed is set here so that equal seeds give equal students whatever the method
     seed_everything(opt.seed)
-    student = models.create_model(opt.model_s, n_cls, images)
     start = checkpoint.load(opt.path_s, "--path_s") if opt.path_s else {}
-    if opt.path_s:
-        checkpoint.load_weights(student, opt.model_s, start, "--path_s", opt.path_s)
+    student = new_student(opt, start, "--path_s", opt.path_s, data)
+    if opt.sweep:
+        sweep.check_network(student, data.train_images.shape[-2:])
     student.to(device, memory_format=torch.channels_last)
 
     # method
@@ -154,18 +146,15 @@ def main(argv: list[str] | None = None) -> None:
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
     pair = Pair(s, t, student, teacher, data.train_labels)
     with mendable(f"--distill {','.join(opt.distill)}"):
-        methods = {name: find_method(name)(pair, **keywords[name]) for name in opt.distill}
-        kd = KD(pair, **keywords[KD.name]) if opt.alpha else None
-    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta).to(device)
-    augment = dataset.augmentation(data, device)
-    with mendable(f"--distill {','.join(opt.distill)}"):
+        methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
+        kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
-    batches, val_batches = options.batches(opt, data, augment, device)
-    if opt.test_only is not None:
-        return test(run, opt.model_s, student, val_batches, opt, device)
+    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
+    student.to(device, memory_format=torch.channels_last)
 
+    # slow weights, and networks whose predictions are kept
     fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
     slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None
     beside = {f"teacher{n}": teacher for n, teacher in enumerate(teachers, 1)}
@@ -173,24 +162,76 @@ def main(argv: list[str] | None = None) -> None:
         beside["start"] = copy.deepcopy(student)
 
     # initialisation and training
-    by = teachers, open_caches(opt, teachers, augment, data, device) if opt.cache_teacher else []
-    stages = []
+    rates = [(opt.init_learning_rate, opt.init_lr_decay_epochs), (opt.learning_rate, opt.lr_decay_epochs)]
+    stages = [Stage("", opt.epochs, criterion, *rates[1], job.taught, criterion.reads)]
     if criterion.has_init:
-        rate, decay = opt.init_learning_rate, opt.init_lr_decay_epochs
-        stages.append(Stage("init", opt.init_epochs, criterion.init, rate, decay, *by, criterion.init_runs_student))
-    by = by if taught else ()
-    stages.append(Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, *by))
+        how = True, criterion.init_reads, criterion.init_runs_student
+        stages.insert(0, Stage("init", opt.init_epochs, criterion.init, *rates[0], *how))
     facts = options.facts(opt.model_s, student, data)
-    if teachers:
-        found = [validate(val_batches, teacher, Precision(opt.amp, device))["val_acc"] for teacher in teachers]
-        facts["teacher_acc"] = found if len(found) > 1 else found[0]
-        print("teacher accuracy: " + ", ".join(f"{acc:.2f} %" for acc in found))
-    fit(
-        run, stages, opt, student=student, criterion=criterion,
-        batches=batches, val_batches=val_batches, device=device, facts=facts,
-        slow=slow, beside=beside,
-    )  # fmt: skip
-    export.save(run, slow.network if slow else student, val_batches, images, data.classes)
+    return Trainee(job.run, opt, Networks(student, criterion, slow, beside), stages, facts, device), augment
+
+
+def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.device]:
+    """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
+    jobs = sweep.jobs(parse, argv)
+    keywords = [settle(job.opt) for job in jobs]
+    device = parallel.start(jobs[0].opt)
+    needs = [check(job.opt, found) for job, found in zip(jobs, keywords, strict=True)]
+    if jobs[0].opt.sweep:
+        sweep.check_device(device)
+    states = load_teachers(jobs[0].opt)
+    students = []
+    for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
+        opt = job.opt
+        opt.model_t = jobs[0].opt.model_t
+        options.settle_teacher_options(opt, any(asked for _, asked in needs), device)
+        methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
+        name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"
+        name += f"_r:{opt.gamma}_a:{opt.alpha}_b:{betas}_{opt.trial}"
+        run = Run("student_model", name, opt, start=opt.path_s)
+        if run.folder in [student.run.folder for student in students]:
+            raise UserError(f"--sweep: two students have the folder {run.folder}")
+        students.append(Student(job, opt, found, taught, run))
+    return students, states, device
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    students, states, device = prepare(argv)
+    opt, waiting = students[0].opt, [student for student in students if not student.run.finished]
+    for student in students:
+        if student.run.finished:
+            student.run.already_done()
+    if waiting:
+        train_students(waiting, states, device)
+    if opt.sweep:
+        sweep.report([(student.job, student.run) for student in students])
+
+
+def train_students(students: list[Student], states: list[dict], device: torch.device) -> None:
+    run, opt = students[0].run, students[0].opt
+    data = options.load_data(opt)
+    if opt.test_only is not None:  # a file says itself how its network was wrapped
+        flag = "--test_only" if run.state else "--path_s"
+        state = run.state or checkpoint.load(opt.path_s, flag)
+        network = new_student(opt, state, flag, run.tested, data).to(device, memory_format=torch.channels_last)
+        return test(run, opt.model_s, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
+
+    shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
+
+    def build(student: Student) -> tuple[Group, Trainee]:
+        augment = shared.augment(student.opt.seed)
+        trainee, views = build_student(student, shared, augment)
+        return shared.group(trainee, views, views is augment), trainee
+
+    def finished(trainee: Trainee) -> None:
+        export.save(trainee.run, trainee.kept, shared.val_batches, options.images_of(data), data.classes)
+
+    if opt.sweep:
+        return sweep.train(students, build, finished)
+    group, trainee = build(students[0])
+    fit(trainee, group)
+    finished(trainee)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ import dataset
 import models
 from distiller_zoo.criterion import Criterion
 from helper import export, options, parallel
-from helper.loops import Stage, fit, test
+from helper.loops import Group, fit
 from helper.run import Run
+from helper.step import Precision, Stage
+from helper.trainee import Networks, Trainee
 from helper.util import command, seed_everything
+from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,16 +45,14 @@ def main(argv: list[str] | None = None) -> None:
     model = models.create_model(opt.model, len(data.classes), options.images_of(data))
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
-    batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
+    batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
+    val_batches = options.val_batches(opt, data, device)
     if opt.test_only is not None:
-        return test(run, opt.model, model, val_batches, opt, device)
+        return test(run, opt.model, model, val_batches, Precision(opt.amp, device))
 
-    facts = options.facts(opt.model, model, data)
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)
-    fit(
-        run, [stage], opt, student=model, criterion=criterion,
-        batches=batches, val_batches=val_batches, device=device, facts=facts,
-    )  # fmt: skip
+    facts = options.facts(opt.model, model, data)
+    fit(Trainee(run, opt, Networks(model, criterion), [stage], facts, device), Group(batches, val_batches))
     export.save(run, model, val_batches, options.images_of(data), data.classes)
 
 

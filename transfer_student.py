@@ -15,9 +15,12 @@ import dataset
 import models
 from distiller_zoo.criterion import Criterion
 from helper import checkpoint, export, options, parallel
-from helper.loops import Stage, fit, test
+from helper.loops import Group, fit
 from helper.run import Run
+from helper.step import Precision, Stage
+from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
+from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -59,8 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     # the network as it was trained, frozen, with a new classifier
     data = options.load_data(opt)
     seed_everything(opt.seed)
-    n_source = checkpoint.class_count(models.sketch(opt.model_s), state, "--path_s", opt.path_s)
-    student = models.create_model(opt.model_s, n_source, options.images_of(data))
+    layers = state.get("wrapped", [])
+    with mendable(f"--path_s {opt.path_s}"):
+        sketch = models.sketch(opt.model_s, layers)
+        n_source = checkpoint.class_count(sketch, state, "--path_s", opt.path_s)
+        student = models.rebuild(opt.model_s, n_source, options.images_of(data), layers)
     checkpoint.load_weights(student, opt.model_s, state, "--path_s", opt.path_s)
     student.requires_grad_(False)
     student.reset_head(len(data.classes))
@@ -69,15 +75,14 @@ def main(argv: list[str] | None = None) -> None:
     student.to(device, memory_format=torch.channels_last)
 
     criterion = Criterion()
-    batches, val_batches = options.batches(opt, data, dataset.augmentation(data, device), device)
+    batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
+    val_batches = options.val_batches(opt, data, device)
     if opt.test_only is not None:
-        return test(run, opt.model_s, student, val_batches, opt, device)
+        return test(run, opt.model_s, student, val_batches, Precision(opt.amp, device))
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
-    fit(
-        run, [stage], opt, student=student, criterion=criterion,
-        batches=batches, val_batches=val_batches, device=device, facts=options.facts(opt.model_s, student, data),
-    )  # fmt: skip
+    facts = options.facts(opt.model_s, student, data)
+    fit(Trainee(run, opt, Networks(student, criterion), [stage], facts, device), Group(batches, val_batches))
     export.save(run, student, val_batches, options.images_of(data), data.classes)
 
 

@@ -3,19 +3,23 @@
 The data set `random` holds images of noise, of which time does not depend.
 """
 
-import inspect
 import os
 import sys
+import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from sample import Slice, kept_stdout, serve
+from sample import Slice, kept_stdout, now, serve
 
 import dataset
 import train_student
 from helper import loops
+from helper.trainee import Trainee
 
 ANSWERS = kept_stdout()
 STAGE, IMAGES, BANK = os.environ["STAGE"], int(os.environ["IMAGES"]), int(os.environ["BANK"])
@@ -31,14 +35,52 @@ def random_images(folder: str, image_size: int | None) -> dataset.ImageSet:
     return dataset.ImageSet(images, labels, few, labels[:64], names, (0.5,) * 3, (0.25,) * 3)
 
 
-def timed(*args: object, **kwargs: object) -> dict[str, float]:
-    given = inspect.signature(train).bind(*args, **kwargs)
-    batches = given.arguments["batches"]
-    assert given.arguments["stage"].name == STAGE
+class Paced(Slice):
+    """A slice whose clock goes by the steps, since batches are taken ahead of them; for all students of a sweep."""
+
+    over = False
+
+    def epoch(self, epoch: int, *_: Any) -> Iterator:
+        for number in count(epoch):
+            for batch in self.batches(number):
+                if self.over:
+                    return
+                yield batch
+
+    def stepped(self, samples: int) -> None:
+        self.done += 1
+        if self.done == 1:
+            self.first = now(wall=True)
+        if self.done > self.warm_up:
+            self.images += samples
+        if self.done == self.warm_up:
+            self.start = now()
+        timed = self.done - self.warm_up
+        if timed >= self.steps or timed > 0 and time.perf_counter() - self.start >= self.seconds:
+            self.end, self.over = self.end or now(), True
+
+
+def timed(groups: list[loops.Group], signals: loops.Signals) -> None:
+    """In the place of the function that trains an epoch: the same on slices of epochs, when they are asked for."""
+    (group,) = groups
+    batches, students, step = group.batches, group.trainees, Trainee.step
+    assert all(student.stage.name == STAGE for student in students)
 
     def on(part: Slice) -> None:
-        given.arguments["batches"] = part
-        train(*given.args, **given.kwargs)
+        paced = Paced(part.batches, part.warm_up, part.steps, part.seconds)
+        paced.batch_size = batches.batch_size
+
+        def watched(student: Trainee, batch: dataset.Batch, t: tuple) -> None:
+            step(student, batch, t)
+            if student is students[-1] and not paced.over:
+                paced.stepped(len(batch.labels) * len(students))
+
+        Trainee.step = watched
+        group.batches, group.first = paced, 0
+        for student in students:
+            student.meters.begin()
+        train(groups, signals)
+        part.__dict__.update(paced.__dict__, done=paced.done - part.warm_up)
 
     serve(on, batches.epoch, ANSWERS)
 

@@ -36,17 +36,24 @@ class Negatives(nn.Module):
     def generator(self) -> torch.Generator:
         """Own random numbers, on the tables' device: made late, because the module moves after it is built."""
         if self._generator is None or self._generator.device != self.order.device:
-            self._generator = torch.Generator(self.order.device).manual_seed(self.seed)
-            # A state saved on a CPU does not fit a GPU's generator, which then starts from the seed.
-            if self._state is not None and self._state.numel() == self._generator.get_state().numel():
-                self._generator.set_state(self._state)
+            self._generator = torch.Generator(self.order.device)
+            self._restore()
         return self._generator
+
+    def _restore(self) -> None:
+        """Sets the saved state in the generator that there is: a recorded step goes on drawing from it."""
+        self._generator.manual_seed(self.seed)
+        # A state saved on a CPU does not fit a GPU's generator, which then starts from the seed.
+        if self._state is not None and self._state.numel() == self._generator.get_state().numel():
+            self._generator.set_state(self._state)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._state, self._generator = state.cpu(), None
+        self._state = state.cpu()
+        if self._generator is not None:
+            self._restore()
 
     def forward(self, index: Tensor) -> Tensor:
         """Sample numbers [B, nce_k + 1] for the samples index [B]; column 0 is the positive."""

@@ -28,7 +28,7 @@ class RRD(Distiller, name="rrd", aliases=("rcd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
-    teacher_maps = False
+    reads = ()
     relational = True
 
     def __init__(

@@ -15,6 +15,7 @@ class AB(Distiller, name="ab", aliases=("abound",)):
     """Pushes student pre-activations beyond a margin on the teacher's side of zero, before training proper."""
 
     weights = (1.0, 0.0, 0.0)
+    reads = ("preacts",)
 
     def __init__(self, pair: Pair, *, ab_margin: float = 1.0) -> None:
         super().__init__(pair)

@@ -19,6 +19,7 @@ class AT(Distiller, name="at", aliases=("attention",)):
     """
 
     weights = (1.0, 0.0, 1000.0)
+    reads = ("feats",)
 
     def __init__(self, pair: Pair, *, at_p: int = 2, at_stem: bool = False, at_last: int = 0) -> None:
         super().__init__(pair)

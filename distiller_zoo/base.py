@@ -45,8 +45,13 @@ class Distiller(nn.Module):
     temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
     label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only
     all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
-    teacher_maps: ClassVar[bool] = True  # False: reads logits and pooled features of `t`, never feats or preacts
-    epoch: int = 1  # set by the script each epoch (ramps)
+    reads: ClassVar[tuple[str, ...]] = ("feats", "preacts")  # the maps of both Outputs that the losses read
+    warm_up: ClassVar[int] = 0  # published: the weight (-b) rises to its full value over so many epochs
+    # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
+    # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
+    capturable: ClassVar[bool] = True
+    follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
+    epoch: int = 1  # set by the loop
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -72,6 +77,11 @@ class Distiller(nn.Module):
     def wrap(self, student: nn.Module) -> nn.Module:
         """The network that is trained, validated and saved."""
         return student
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Groups of its parameters for the optimiser: {"params": [...]}, where they train differently with "lr_scale"
+        (times the run's rate), "weight_decay", ..."""
+        return [{"params": list(self.parameters())}]
 
     def compared(self, o: Output) -> Output:
         """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""

@@ -23,7 +23,7 @@ class CC(Distiller, name="cc", aliases=("correlation",)):
     """
 
     weights = (1.0, 0.0, 0.02)
-    teacher_maps = False
+    reads = ()
     relational = True
 
     def __init__(

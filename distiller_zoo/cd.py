@@ -25,7 +25,7 @@ class CD(Distiller, name="cd"):
     """
 
     weights = (0.1, 0.0, 10.0)
-    teacher_maps = False
+    reads = ()
     relational = True
 
     def __init__(self, pair: Pair, *, cd_reduce: Literal["sum", "mean"] = "sum") -> None:

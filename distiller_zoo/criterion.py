@@ -6,7 +6,9 @@ process on the outputs of all.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,9 +32,11 @@ class Criterion(nn.Module):
         kd: KD | None = None,
         methods: dict[str, Distiller] | None = None,
         betas: list[float] | None = None,
+        warm_up: int | None = None,
     ) -> None:
         super().__init__()
-        self.gamma, self.alpha, self.betas = gamma, alpha, betas or []
+        self.gamma, self.alpha, self.full_betas = gamma, alpha, betas or []
+        self.betas, self.warm_up = list(self.full_betas), warm_up
         self.kd = kd
         self.methods = nn.ModuleDict(methods or {})
 
@@ -44,9 +48,42 @@ class Criterion(nn.Module):
     def init_runs_student(self) -> bool:
         return any(method.init_loss and method.init_runs_student for method in self.methods.values())
 
+    @property
+    def reads(self) -> set[str]:
+        """The maps of the Outputs that `forward` reads."""
+        weighed = zip(self.methods.values(), self.full_betas, strict=True)
+        return {part for method, beta in weighed if beta for part in method.reads}
+
+    @property
+    def init_reads(self) -> set[str]:
+        return {part for method in self.methods.values() if method.init_loss for part in method.reads}
+
+    @property
+    def not_capturable(self) -> list[str]:
+        """The methods whose steps cannot be recorded."""
+        return [name for name, method in self.methods.items() if not method.capturable]
+
+    def generators(self) -> list[torch.Generator]:
+        """Those that the methods draw from."""
+        found = (getattr(module, "generator", None) for module in self.modules())
+        return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Of the methods' parameters, for the optimiser: those that train differently from the student's."""
+        groups = (group for method in self.methods.values() for group in method.groups())
+        return [group for group in groups if group.keys() != {"params"}]
+
     def set_epoch(self, epoch: int) -> None:
-        for method in self.methods.values():
+        """Lets the methods' weights rise as far as they have in that epoch, from 1. `warm_up` goes before their own."""
+        for i, method in enumerate(self.methods.values()):
             method.epoch = epoch
+            ramp = method.warm_up if self.warm_up is None else self.warm_up
+            self.betas[i] = self.full_betas[i] * (min(epoch / ramp, 1.0) if ramp else 1.0)
+
+    def numbers(self) -> tuple[float, ...]:
+        """What a recorded step has as constants."""
+        epochs = [method.epoch for method in self.methods.values() if method.follows_epoch]
+        return self.gamma, self.alpha, *self.betas, *epochs
 
     def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
         """s: [B, ...] or, of V views, [B * V, ...] with the views of a sample side by side; t: one Output a teacher."""

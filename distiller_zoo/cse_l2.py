@@ -21,7 +21,7 @@ class CSEL2(Distiller, name="cse_l2", aliases=("ce_l2", "l2")):
     """Mean squared error between the pooled features."""
 
     weights = (1.0, 0.0, 15.0)
-    teacher_maps = False
+    reads = ()
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)

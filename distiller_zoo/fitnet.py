@@ -18,6 +18,7 @@ class FitNet(Distiller, name="fitnet", aliases=("hint",)):
     """
 
     weights = (1.0, 0.0, 100.0)
+    reads = ("feats",)
 
     def __init__(self, pair: Pair, *, hint_layer: int = 2) -> None:
         super().__init__(pair)

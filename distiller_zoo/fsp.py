@@ -29,6 +29,7 @@ class FSP(Distiller, name="fsp"):
     """
 
     weights = (1.0, 0.0, 0.0)
+    reads = ("feats",)
 
     def __init__(self, pair: Pair, *, fsp_norm: bool = False) -> None:
         super().__init__(pair)

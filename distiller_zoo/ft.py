@@ -28,6 +28,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
     """
 
     weights = (1.0, 0.0, 200.0)
+    reads = ("feats",)
     translator_norm = True  # BatchNorm in the translator
     init_learning_rate = 0.01
     init_runs_student = False

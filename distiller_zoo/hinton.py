@@ -15,7 +15,7 @@ class Hinton(Distiller, name="hinton"):
     """T^2 times the cross entropy of the student under the teacher's softened probabilities, a mean over the batch."""
 
     weights = (0.5, 0.0, 0.5)
-    teacher_maps = False
+    reads = ()
 
     def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
         super().__init__(pair)

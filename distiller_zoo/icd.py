@@ -19,7 +19,7 @@ class ICD(Distiller, name="icd", aliases=("dcd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
-    teacher_maps = False
+    reads = ()
     relational = True
     max_tau = 10.0
 

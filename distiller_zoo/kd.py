@@ -33,7 +33,7 @@ class KD(Distiller, name="kd"):
     """The loop's own KD term (alpha) is this loss, so the published weights leave beta at 0."""
 
     weights = (0.1, 0.9, 0.0)
-    teacher_maps = False
+    reads = ()
 
     def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
         super().__init__(pair)

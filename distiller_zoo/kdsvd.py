@@ -20,6 +20,9 @@ class KDSVD(Distiller, name="kdsvd"):
     does. Raises ValueError where the second size differs between the networks, or there are fewer than two stages.
     """
 
+    reads = ("feats",)
+    capturable = False  # eigh reads on the host whether it has converged
+
     def __init__(self, pair: Pair, *, kdsvd_k: int = 1, kdsvd_rows: bool = False) -> None:
         super().__init__(pair)
         self.k, self.rows = kdsvd_k, kdsvd_rows

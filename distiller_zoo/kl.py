@@ -14,7 +14,7 @@ class KL(Distiller, name="kl"):
     """KD on the kl_k classes that the teacher holds likeliest for each sample; 0, or more than there are: all."""
 
     weights = (0.0, 0.0, 1.0)
-    teacher_maps = False
+    reads = ()
 
     def __init__(self, pair: Pair, *, kl_T: float = 1.0, kl_k: int = 0) -> None:
         super().__init__(pair)

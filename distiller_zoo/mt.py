@@ -34,7 +34,7 @@ class MT(Distiller, name="mt", aliases=("multikd",)):
     """
 
     weights = (0.5, 0.0, 0.5)
-    teacher_maps = False
+    reads = ()
     temperature = 5.0
     all_teachers = True
 

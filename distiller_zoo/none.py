@@ -8,7 +8,7 @@ from .base import Batch, Distiller, Output
 
 class NoKD(Distiller, name="none"):
     weights = (1.0, 0.0, 0.0)
-    teacher_maps = False
+    reads = ()
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return full(s.logits.new_zeros(()))

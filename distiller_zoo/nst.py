@@ -31,6 +31,7 @@ class NST(Distiller, name="nst"):
     """
 
     weights = (1.0, 0.0, 50.0)
+    reads = ("feats",)
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)

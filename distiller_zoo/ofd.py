@@ -39,6 +39,7 @@ class OFD(Distiller, name="ofd", aliases=("oh", "overhaul", "margin_relu")):
     """
 
     weights = (1.0, 0.0, 1e-3)
+    reads = ("preacts",)
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)

@@ -15,7 +15,7 @@ class PADL2(Distiller, name="pad_l2"):
     """Squared error divided by a variance that the student predicts for each feature; can be negative."""
 
     weights = (1.0, 0.0, 1.0)
-    teacher_maps = False
+    reads = ()
     eps = 1e-6
 
     def __init__(self, pair: Pair) -> None:

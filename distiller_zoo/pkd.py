@@ -18,6 +18,7 @@ class PKD(Distiller, name="pkd"):
     """
 
     weights = (0.5, 0.5, 10.0)
+    reads = ("feats",)
     temperature = 5.0
 
     def __init__(self, pair: Pair, *, pkd_unit: bool = False) -> None:

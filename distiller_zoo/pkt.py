@@ -15,7 +15,7 @@ class PKT(Distiller, name="pkt"):
     """KL divergence between the rows of the two networks' cosine similarities (of pooled features)."""
 
     weights = (1.0, 0.0, 30000.0)
-    teacher_maps = False
+    reads = ()
     relational = True
     eps = 1e-7  # in the norms and in the logarithms
 

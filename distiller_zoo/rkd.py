@@ -37,7 +37,7 @@ class RKD(Distiller, name="rkd"):
     """Smooth-L1 between the networks' relations of pooled features; zero diagonals stay in the averages."""
 
     weights = (1.0, 0.0, 1.0)
-    teacher_maps = False
+    reads = ()
     relational = True
 
     def __init__(self, pair: Pair, *, rkd_distance: float = 25.0, rkd_angle: float = 50.0) -> None:

@@ -21,6 +21,7 @@ class SFD(Distiller, name="sfd", aliases=("fd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
+    reads = ("feats",)
     relational = True  # the largest of the whole batch
     eps = 0.0  # the survey adds 1e-6 to every difference, so that equal maps are apart
 

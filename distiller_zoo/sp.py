@@ -21,6 +21,7 @@ class SP(Distiller, name="sp", aliases=("similarity",)):
     """Samples that are alike to the teacher shall be alike to the student. Map sizes are free."""
 
     weights = (1.0, 0.0, 3000.0)
+    reads = ("feats",)
     relational = True
 
     def __init__(self, pair: Pair, *, sp_maps: Literal["last", "all"] = "last") -> None:

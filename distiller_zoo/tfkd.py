@@ -24,7 +24,7 @@ class TFKD(Distiller, name="tfkd"):
     """
 
     weights = (0.9, 0.0, 0.1)
-    teacher_maps = False
+    reads = ()
 
     def __init__(
         self,

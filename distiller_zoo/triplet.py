@@ -27,7 +27,7 @@ class Triplet(Distiller, name="triplet"):
     """Hinge of distance to the positive - distance to the negative + margin; KD at temperature 5 beside it (`-a`)."""
 
     weights = (0.0, 0.5, 0.5)
-    teacher_maps = False
+    reads = ()
     temperature = 5.0
     relational = True
 

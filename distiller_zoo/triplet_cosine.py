@@ -12,7 +12,7 @@ class TripletCosine(Distiller, name="triplet_cosine"):
     """1 - cosine between student's and teacher's logits; KD at temperature 5 beside it (`-a`), no labels."""
 
     weights = (0.0, 0.5, 0.5)
-    teacher_maps = False
+    reads = ()
     temperature = 5.0
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ class UDA(Distiller, name="uda"):
     """Learns from both views; `-b` weighs KL(plain view || augmented view) of the student, the plain one fixed."""
 
     weights = (0.5, 0.5, 0.0)
-    teacher_maps = False
+    reads = ()
     temperature = 5.0
 
     @classmethod

@@ -40,6 +40,7 @@ class VID(Distiller, name="vid"):
     """
 
     weights = (1.0, 0.0, 1.0)
+    reads = ("feats",)
 
     def __init__(self, pair: Pair, *, vid_variance: float = 5.0) -> None:
         super().__init__(pair)

@@ -21,7 +21,7 @@ from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
-FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export"}
+FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
 
 
 class Parser(OneLineParser):
@@ -123,6 +123,12 @@ def weight_list(text: str) -> list[float]:
     return [weight(part) for part in text.split(",")]
 
 
+def seeds(text: str) -> int | list[int]:
+    """`7` -> 7; `1,2,3` -> [1, 2, 3]"""
+    found = [whole(part) for part in text.split(",")]
+    return found if len(found) > 1 else found[0]
+
+
 def known(find: Callable[[str], object]) -> Callable[[str], str]:
     """An argparse type: a name that `find` knows; its ValueError is the message."""
 
@@ -154,7 +160,7 @@ network = known(models.sketch)
 def add_run_options(parser: Parser, trial: str) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name")
-    group.add_argument("--seed", type=whole, help="default: the trial's number")
+    group.add_argument("--seed", type=seeds, help="default: the trial's number; 1,2,3: with --sweep, as trials")
     group.add_argument("--run_name", help="name of the run's folder; default: made of the options")
     group.add_argument("--save_folder", default="./save", help="folder of all runs")
     group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
@@ -166,6 +172,12 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    group.add_argument(
+        "--graph", choices=["auto", "off"], default="auto", help="auto: on one GPU steps are recorded as CUDA graphs"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="the same seed gives the same bits on a GPU too; takes longer"
+    )
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
     group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
@@ -191,15 +203,22 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
 
 
-def add_cache_options(parser: Parser) -> None:
-    group = parser.add_argument_group("cache of the teacher's outputs")
+def add_teacher_options(parser: Parser) -> None:
+    group = parser.add_argument_group("how the teachers are asked")
+    group.add_argument(
+        "--teacher_ahead", type=count, metavar="N", help="about N batches at once; default: 1, on a GPU 8"
+    )
     group.add_argument("--cache_teacher", metavar="DIR", help="keep logits and pooled features of each view there")
     group.add_argument("--cache_gb", type=above_zero, help="largest size of what this run's teachers need; default: 16")
     group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help="as kept; default: float32")
 
 
-def check_cache(opt: argparse.Namespace, asked: bool) -> None:
+def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.device) -> None:
     """Raises UserError for what has no effect; asked: whether anything asks a teacher."""
+    if opt.cache_teacher and (opt.teacher_ahead or 1) > 1:
+        raise UserError(f"--teacher_ahead {opt.teacher_ahead}: with --cache_teacher it is 1")
+    if opt.teacher_ahead is None:
+        opt.teacher_ahead = 8 if device.type == "cuda" and not opt.cache_teacher else 1
     for key in ("cache_gb", "cache_dtype"):
         if getattr(opt, key) and not opt.cache_teacher:
             raise UserError(f"--{key} has no effect without --cache_teacher")
@@ -283,6 +302,8 @@ def begin(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with mendable(f"--run_log {opt.run_log}"):
             run_log.start(opt.run_log)
+    if isinstance(opt.seed, list):
+        raise UserError(f"--seed {','.join(map(str, opt.seed))}: several seeds need --sweep")
     if opt.nesterov and not opt.momentum:
         raise UserError("--nesterov: expected a --momentum above 0 beside it")
     if opt.seed is None:
@@ -299,13 +320,18 @@ def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
         return dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, storage)
 
 
-def batches(
+def train_batches(
     opt: argparse.Namespace, data: dataset.ImageSet, augment: dataset.Augment | dataset.Views, device: torch.device
-) -> tuple[dataset.Batches, dataset.ValBatches]:
-    """This process's part of the training batches, whose images `augment` gives, and of the validation batches."""
-    labels = data.train_labels.to(device)
-    train = dataset.Batches(augment, labels, opt.batch_size, seed=opt.seed, part=part())
-    return train, dataset.ValBatches.of(data, opt.batch_size, device, part=part())
+) -> dataset.Batches:
+    """This process's part of the training batches, whose images `augment` gives."""
+    return dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=part())
+
+
+def val_batches(opt: argparse.Namespace, data: dataset.ImageSet, device: torch.device) -> dataset.ValBatches:
+    """This process's part of the validation batches: 1,000 images of 32 pixels, of larger ones as many fewer."""
+    height, width = data.val_images.shape[-2:]
+    size = max(opt.batch_size, 1000 * 32**2 // max(height * width, 32**2))
+    return dataset.ValBatches.of(data, size, device, part=part())
 
 
 def images_of(data: dataset.ImageSet) -> models.Images:
@@ -315,8 +341,10 @@ def images_of(data: dataset.ImageSet) -> models.Images:
 
 def facts(name: str, network: nn.Module, data: dataset.ImageSet) -> dict[str, Any]:
     """What a checkpoint says of its network beside the weights."""
+    layers = models.layers_of(network)
     return {
         "model_name": name,
         "num_classes": len(data.classes),
         "parameters": sum(p.numel() for p in network.parameters()),
+        **({"wrapped": layers} if layers else {}),
     }

@@ -49,7 +49,7 @@ def start(opt: argparse.Namespace) -> torch.device:
     """
     env = os.environ
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
-        device = choose_device(opt.device, opt.amp)
+        device = choose_device(opt.device, opt.amp, opt.deterministic)
         for flag in ("compile", "sync_bn"):
             if getattr(opt, flag) and gpus(device) > 1:
                 raise UserError(
@@ -64,7 +64,7 @@ def start(opt: argparse.Namespace) -> torch.device:
         raise UserError(f"--device {kind}: expected cuda or cpu, as torchrun gives each process a device of its own")
     if kind == "cuda" and torch.cuda.device_count() < here:
         raise UserError(f"--device cuda: {here} processes were started for {torch.cuda.device_count()} GPUs")
-    device = choose_device(f"cuda:{env['LOCAL_RANK']}" if kind == "cuda" else kind, opt.amp)
+    device = choose_device(f"cuda:{env['LOCAL_RANK']}" if kind == "cuda" else kind, opt.amp, opt.deterministic)
     if processes > 1 and not several():
         if kind == "cuda":
             torch.cuda.set_device(device)

@@ -60,9 +60,12 @@ class Run:
             raise UserError(f"--run_name {name}: expected a folder's name, of at most 255 bytes and without /")
         self.folder = Path(opt.save_folder) / kind / name
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
-        self.options = {k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only")}
+        self.options = {
+            k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only", "sweep", "at_once")
+        }
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
         self.finished, self.lock = False, None
+        self.failed = ""  # why it has no result, where others went on
         last, previous, summary = self.progress = [self.folder / name for name in (LAST, PREVIOUS, "summary.json")]
         if opt.test_only is not None:
             self.tested = self._to_test(opt.test_only, last, start)
@@ -263,7 +266,6 @@ class Run:
         }
         (self.folder / PREVIOUS).unlink(missing_ok=True)
         checkpoint.save_json(self.folder / "summary.json", self.summary)
-        self.report()
 
     def already_done(self) -> None:
         print("this run is finished; --resume never starts it afresh")

@@ -33,7 +33,7 @@ from dataset import Batch, ImageSet
 from models.base import Output
 
 from . import checkpoint
-from .loops import Precision
+from .step import Precision
 from .util import UserError, mendable
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

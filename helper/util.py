@@ -32,6 +32,10 @@ class Diverged(Exception):
     """A loss or a weight became NaN or infinite."""
 
 
+class Failed(Exception):
+    """Some of several runs were refused or have diverged; the others are finished."""
+
+
 class Stopped(Exception):
     """A signal ended the run after it was saved."""
 
@@ -43,7 +47,7 @@ class Stopped(Exception):
 def command(main: Callable[..., object]) -> Callable[..., None]:
     """Runs a script's main and turns its known ends into one line and an exit status.
 
-    2: what the user can mend; 3: diverged; 128 + signal: stopped by it.
+    1: some of several runs have failed; 2: what the user can mend; 3: diverged; 128 + signal: stopped by it.
     """
 
     @functools.wraps(main)
@@ -55,9 +59,13 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         except (UserError, Diverged, Stopped) as error:
             kind = "" if isinstance(error, Stopped) else "error: "
             end(f"{kind}{error}", 128 + error.number if kind == "" else 3 if isinstance(error, Diverged) else 2)
+        except Failed as error:
+            end(f"error: {error}", 1)
         except Unreadable as error:  # each process has images of its own
             end(f"error: {error}", 2, of_all=True)
         except RuntimeError as error:
+            if "does not have a deterministic implementation" in str(error):
+                end(f"error: --deterministic: {str(error).split(', but')[0]}", 2, of_all=True)
             if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
                 raise
             end(f"error: {error}; fewer --num_workers need less memory", 2, of_all=True)
@@ -161,7 +169,7 @@ def set_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-def choose_device(name: str | None, amp: str = "off") -> torch.device:
+def choose_device(name: str | None, amp: str = "off", deterministic: bool = False) -> torch.device:
     """`--device`, else the GPU where there is one. Raises UserError for a device that is not there.
 
     Warns where `--amp` asks a CPU for arithmetic that it does not have, and emulates in several times the time.
@@ -172,12 +180,27 @@ def choose_device(name: str | None, amp: str = "off") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: expected cpu, or cuda, cuda:1, ... where there are GPUs: {reason}") from None
-    torch.backends.cudnn.benchmark = True  # equal batches all along: the fastest kernels are worth a search
+    torch.backends.cudnn.benchmark = (
+        not deterministic
+    )  # equal batches all along: the fastest kernels are worth a search
+    be_deterministic(deterministic)
     if device.type == "cpu":
         keep_freed_memory()
         if amp != "off" and os.environ.get("RANK", "0") == "0" and not has_arithmetic(amp):
             print(f"--amp {amp}: this CPU has no {amp} arithmetic; --amp off is faster", file=sys.stderr)
     return device
+
+
+def be_deterministic(wanted: bool) -> None:
+    """`--deterministic`: kernels that give equal bits for equal inputs, in the place of the fastest ones.
+
+    An operation that has none raises RuntimeError, which names it.
+    """
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a step reads none
+    torch.backends.cudnn.deterministic = wanted
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
 
 
 def has_arithmetic(amp: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -204,14 +227,31 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would say what the parent held when it forked, where that was more
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) / 2**10
+    if peak := _kilobytes("/proc/self/status", "VmHWM"):  # getrusage's is its parent's, where that held more
+        return peak / 2**10
     import resource  # Unix only, and only needed here
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def used_memory_mb(device: torch.device) -> float:
+    """Held now: on the GPU by this process, on a CPU resident in it, where the system says that."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) / 2**20
+    return _kilobytes("/proc/self/status", "VmRSS") / 2**10
+
+
+def free_memory_mb(device: torch.device) -> float:
+    """That may still be taken; of a system that does not say, none."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    return _kilobytes("/proc/meminfo", "MemAvailable") / 2**10
+
+
+def _kilobytes(file: str, key: str) -> int:
+    lines = Path(file).read_text().splitlines() if Path(file).exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def machine(device: torch.device) -> dict[str, object]:

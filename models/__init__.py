@@ -27,8 +27,8 @@ from .base import (
     register,
     register_family,
     register_pattern,
-    sketch,
 )
+from .wrapped import Wrapper, layers_of, rebuild, sketch
 
 # RepDistiller's table: model_dict["resnet8"](num_classes=100)
 model_dict = {name: partial(create_model, name) for name in model_names()}

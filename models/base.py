@@ -22,7 +22,6 @@ __all__ = [
     "register",
     "register_family",
     "register_pattern",
-    "sketch",
 ]
 
 
@@ -170,12 +169,6 @@ def create_model(name: str, num_classes: int, images: Images | None = None) -> n
     names = {known.lower(): known for known in [*_networks, *(f"{prefix}:" for prefix in _families)]}
     near = [names[known] for known in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
     raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
-
-
-def sketch(name: str) -> nn.Module:
-    """The network without memory for its weights: to look at, not to run. Raises ValueError as create_model does."""
-    with torch.device("meta"):
-        return create_model(name, 2)
 
 
 def at_own_size(name: str) -> str:

@@ -30,8 +30,8 @@ import torch  # noqa: E402
 import train_student  # noqa: E402
 import train_teacher  # noqa: E402
 from distiller_zoo import find_method, method_names, method_options  # noqa: E402
-from helper.loops import Precision  # noqa: E402
 from helper.run import Run  # noqa: E402
+from helper.trainee import Trainee  # noqa: E402
 
 TINY = "--dataset digits --image_size 8 --device cpu --batch_size 8".split()
 STEPS = (
@@ -74,14 +74,14 @@ def resources() -> tuple[float, float, int]:
 def memory(name: str) -> dict[str, Any]:
     """Every 100 steps of the initialisation, where there is one, and of the 2,000 steps after it."""
     plain()
-    samples, count, step = [], itertools.count(1), Precision.step
+    samples, count, step = [], itertools.count(1), Trainee.step
 
     def watched(*args: Any) -> None:
         step(*args)
         if next(count) % 100 == 0:
             samples.append(resources())
 
-    Precision.step = watched
+    Trainee.step = watched
     with tempfile.TemporaryDirectory() as save:
         student(Path(save), *options_of(name), *STEPS, "--init_epochs", "4")
     return dict(zip(RESOURCES, zip(*samples, strict=True), strict=True))

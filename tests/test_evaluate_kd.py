@@ -19,15 +19,15 @@ LISTS = "--allkd-teachers resnet8 resnet14 --multikd-teachers resnet14 --kdparam
 # kills itself at the argv[1]-th training step of the command argv[2:]
 KILLER = """
 import os, signal, sys
-from helper.loops import Precision
-steps, step = 0, Precision.step
+from helper.trainee import Trainee
+steps, step = 0, Trainee.step
 def counted(*args):
     global steps
     steps += 1
     if steps == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     step(*args)
-Precision.step = counted
+Trainee.step = counted
 import evaluate_kd
 evaluate_kd.main(sys.argv[2:])
 """

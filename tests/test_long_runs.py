@@ -10,7 +10,7 @@ from test_resume import equal, results
 
 import train_student
 from distiller_zoo import Distiller, find_method, method_names
-from helper.loops import Precision
+from helper.trainee import Trainee
 
 ALIKE = [name for name in method_names() if find_method(name).views is Distiller.views]
 GROUPS = [ALIKE, *([name] for name in method_names() if name not in ALIKE)]
@@ -36,13 +36,13 @@ def held():
 @pytest.mark.parametrize("names", GROUPS, ids=["others" if len(names) > 1 else names[0] for names in GROUPS])
 def test_nothing_piles_up_and_equal_seeds_give_equal_numbers(names, teacher, tmp_path, monkeypatch):
     first = results(run(names, teacher, tmp_path / "first"))
-    samples, step = [], Precision.step
+    samples, step = [], Trainee.step
 
     def watched(*args):
         step(*args)
         samples.append(None if len(samples) % 4 else held())
 
-    monkeypatch.setattr(Precision, "step", watched)
+    monkeypatch.setattr(Trainee, "step", watched)
     second = results(run(names, teacher, tmp_path / "second"))
     assert samples[-4] == samples[-8]
     for a, b in zip(first, second, strict=True):

@@ -21,7 +21,7 @@ from distiller_zoo import Batch, Distiller, Output, find_method, method_names, m
 from distiller_zoo.adapters import Regressor, pair_maps
 from distiller_zoo.criterion import Criterion, taught
 from distiller_zoo.rkd import relations
-from helper.loops import Precision, Stage, Step
+from helper.step import MAPS, Features, Precision, Stage, Step
 
 NAMES = method_names()
 SMALL = {"feat_dim": 8, "nce_k": 16}
@@ -94,27 +94,30 @@ def test_scalar_and_gradients(name: str) -> None:
 
 
 class NoMaps(tuple):
-    """Stands for a teacher's maps, and is not to be looked at."""
+    """Stands for a network's maps, and is not to be looked at."""
 
     def refuse(self, *args: Any) -> None:
-        raise AssertionError("the teacher's maps are read")
+        raise LookupError("maps are read")
 
     __getitem__ = __iter__ = __len__ = __bool__ = refuse
 
 
+@pytest.mark.parametrize("part", MAPS)
 @pytest.mark.parametrize("name", NAMES)
-def test_reads_the_teachers_maps_or_says_that_it_does_not(name: str) -> None:
+def test_reads_maps_or_says_that_it_does_not(name: str, part: str) -> None:
+    """Of both networks: what a method does not read is not handed on to it."""
     views = views_of(name)
     s, t = example(6 * views)
-    method, unseen = build(name, s, t), t._replace(feats=NoMaps(), preacts=NoMaps())
-    try:
-        losses(method, s, unseen, batch(s, views=views))
-        read = False
-    except AssertionError:
-        read = True
-    assert read == method.teacher_maps
-    if method.relational and not read:
-        assert method.compared(t)[1:3] == ((), ()), "maps travel between processes"
+    method = build(name, s, t)
+    for pair_ in ((s._replace(**{part: NoMaps()}), t), (s, t._replace(**{part: NoMaps()}))):
+        try:
+            losses(method, *pair_, batch(s, views=views))
+            read = False
+        except LookupError:
+            read = True
+        assert read == (part in method.reads)
+    if method.relational and part not in method.reads:
+        assert getattr(method.compared(t), part) == (), "maps travel between processes"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -746,8 +749,9 @@ def test_initialisation_that_reads_the_teacher_alone(name: str) -> None:
     student, teacher = torch.nn.Identity(), torch.nn.Identity()
     student.forward, teacher.forward = lambda *_, **__: ran.append(1), lambda *_, **__: t
     criterion = Criterion(methods={name: method})
-    stage = Stage("init", 1, criterion.init, 0.1, teachers=[teacher], runs_student=criterion.init_runs_student)
-    terms, logits = Step(stage, student, [teacher], criterion, Precision("off", torch.device("cpu")))(seen)
+    stage = Stage("init", 1, criterion.init, 0.1, asks_teachers=True, runs_student=criterion.init_runs_student)
+    step = Step(stage, Features(student, ()), criterion, Precision("off", torch.device("cpu")))
+    terms, logits = step(seen, (teacher(None),))
     assert not ran and torch.equal(logits, t.logits) and terms[name].requires_grad
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 import train_student
 from dataset.pixels import measure
-from helper.loops import Precision
+from helper.step import Update
 from helper.util import seed_everything
 
 SMALL = "--limit_train 40 --limit_val 10 --batch_size 10 --epochs 2".split()  # 4 steps, 1 batch of validation
@@ -35,7 +35,7 @@ def inject(patch, place, call, value, counts=lambda owner: True):
         if calls != call or not counts(args[0]):
             return original(*args, **kwargs)
         if name == "step":
-            return original(args[0], args[1] * value, *args[2:])
+            return original(args[0], {key: term * value for key, term in args[1].items()})
         found = original(*args, **kwargs)
         return found._replace(logits=found.logits * value) if isinstance(found, tuple) else found * value
 
@@ -55,8 +55,8 @@ BREAKS = {
     ),
     "validation": ("crd", "dataset:Augment.normalise", 11, "epoch 2: the validation loss is nan"),
     # what an epoch's last step does to the weights, no loss has seen
-    "last gradient": ("crd", "helper.loops:Precision.step", 8, "epoch 2: the validation loss is nan"),
-    "last gradient of an initialisation": ("ab", "helper.loops:Precision.step", 8, "init epoch 2: .* is not finite"),
+    "last gradient": ("crd", "helper.step:Update.step", 8, "epoch 2: the validation loss is nan"),
+    "last gradient of an initialisation": ("ab", "helper.step:Update.step", 8, "init epoch 2: .* is not finite"),
 }
 
 
@@ -131,8 +131,8 @@ def test_training_goes_on_after_an_overflow(teacher, tmp_path, scaled_by, monkey
 
 def test_gradients_that_overflow_at_any_scale_stop_the_run(teacher, tmp_path, scaled_by, capsys, monkeypatch):
     scaled_by(2.0**-13)
-    step = Precision.step
-    monkeypatch.setattr(Precision, "step", lambda self, loss, optimizer: step(self, loss * float("inf"), optimizer))
+    step = Update.step
+    monkeypatch.setattr(Update, "step", lambda self, terms: step(self, {k: v * float("inf") for k, v in terms.items()}))
     with pytest.raises(SystemExit) as stop:
         train_student.main(half(teacher, tmp_path))
     assert stop.value.code == 3 and "epoch 1: the gradients overflow in fp16" in capsys.readouterr().err

@@ -34,8 +34,9 @@ from dataset.batches import bounds
 from distiller_zoo import KD, Output, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from helper import parallel
-from helper.loops import Precision, Stage, Step, predict, validate
+from helper.step import MAPS, Features, Precision, Stage, Step
 from helper.util import UserError
+from helper.validation import predict, validate
 
 CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation
@@ -119,7 +120,8 @@ class Case:
         self.criterion = Criterion(0.5, 0.5, KD(pair(s, t)), {name: method}, [1.0]).double()
         self.student = Given(doubled(s))
         loss = self.criterion.init if init else self.criterion
-        self.step = Step(Stage("", 1, loss, 0.1), self.student, teachers, self.criterion, Precision("off", CPU))
+        self.teachers = teachers
+        self.step = Step(Stage("", 1, loss, 0.1), Features(self.student, MAPS), self.criterion, Precision("off", CPU))
         self.batches = [self.batch(n, views) for n in (7, 8)]
 
     @staticmethod
@@ -133,7 +135,8 @@ class Case:
         """For each step the loss and the gradients."""
         found = []
         for batch in self.batches:
-            terms, _ = forward(share_out(batch, *part))
+            own = share_out(batch, *part)
+            terms, _ = forward(own, tuple(teacher(own.images.flatten(0, -4)) for teacher in self.teachers))
             loss = sum(terms.values())
             self.step.zero_grad(set_to_none=True)
             loss.backward()
@@ -246,7 +249,7 @@ def test_stopped_killed_and_started_again(python, teacher, tmp_path, port) -> No
     whole, broken = arguments(teacher, tmp_path / "whole"), arguments(teacher, tmp_path / "broken")
     said = finished(ranks(python, 2, *whole, port=port))
     assert "last epoch (2)" in said[0][0] and not said[1][0], "only the first process prints"
-    killer = ["tests/killer.py", "SIGTERM", "helper.loops:Precision.step", "5"]
+    killer = ["tests/killer.py", "SIGTERM", "helper.trainee:Trainee.step", "5"]
     said = finished(ranks(python, 2, *killer, *broken, port=port, KILLED_RANK="1"), status=143)
     assert "SIGTERM: stopped after step 2 of epoch 1;" in said[0][1] and "SIGTERM" not in said[1][1]
     said = finished(ranks(python, 3, *broken, port=port), status=2)
@@ -375,12 +378,16 @@ def test_data_parallel_on_stand_ins(name: str, monkeypatch) -> None:
 
 def test_several_gpus_are_driven_by_one_process(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(parallel, "choose_device", lambda name, amp: torch.device(name))
+    monkeypatch.setattr(parallel, "choose_device", lambda name, *_: torch.device(name))
     for name, flag, refused in [
         ("cuda", "compile", True), ("cuda", "sync_bn", True), ("cuda:1", "compile", False), ("cpu", "sync_bn", False)
     ]:  # fmt: skip
         opt = argparse.Namespace(
-            device=name, amp="off", batch_size=8, **{"compile": False, "sync_bn": False, flag: True}
+            device=name,
+            amp="off",
+            batch_size=8,
+            deterministic=False,
+            **{"compile": False, "sync_bn": False, flag: True},
         )
         if refused:
             with pytest.raises(UserError, match=f"--{flag}: one process drives 2 GPUs"):

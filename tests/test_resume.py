@@ -15,7 +15,8 @@ from kill_harness import equal, results
 
 import train_student
 from helper.interrupt import Signals
-from helper.loops import Precision
+from helper.step import Update
+from helper.trainee import Trainee
 from helper.util import Stopped
 
 METHODS = {
@@ -28,14 +29,14 @@ METHODS = {
 }
 # where: in a step, as a log row is written, as a checkpoint is written, before it gets its name, after it got it
 KILLS = [
-    ("crd", "helper.loops:Precision.step", 1),
-    ("crd", "helper.loops:Precision.step", 6),
+    ("crd", "helper.trainee:Trainee.step", 1),
+    ("crd", "helper.trainee:Trainee.step", 6),
     ("crd", "helper.run:Run.log", 2),
     ("crd", "os.fsync", 7),
     ("crd", "os.replace", 6),
     ("crd", "helper.run:Run.finish", 1),
-    ("ab", "helper.loops:Precision.step", 7),
-    ("ab", "helper.loops:Precision.step", 11),
+    ("ab", "helper.trainee:Trainee.step", 7),
+    ("ab", "helper.trainee:Trainee.step", 11),
 ]
 
 
@@ -82,7 +83,7 @@ def send(monkeypatch):
     """send(number, step) sends this process a signal after that step."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # of a job in the background it is ignored
 
-    def send(number, step, real=Precision.step):
+    def send(number, step, real=Trainee.step):
         steps = 0
 
         def counted(*args):
@@ -92,7 +93,7 @@ def send(monkeypatch):
             if steps == step:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(Precision, "step", counted)
+        monkeypatch.setattr(Trainee, "step", counted)
 
     return send
 
@@ -129,7 +130,7 @@ def test_saved_every_few_steps(teacher, whole, tmp_path, monkeypatch):
     command = [*arguments("crd", teacher, tmp_path), "--save_steps", "3"]
     steps = 0
 
-    def lost(self, *args, real=Precision.step):
+    def lost(self, *args, real=Trainee.step):
         nonlocal steps
         steps += 1
         if steps == 8:
@@ -137,7 +138,7 @@ def test_saved_every_few_steps(teacher, whole, tmp_path, monkeypatch):
         real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Precision, "step", lost)
+        patch.setattr(Trainee, "step", lost)
         with pytest.raises(OSError, match="power cut"):
             train_student.main(command)
     folder = tmp_path / "student_model" / "r"
@@ -228,12 +229,12 @@ def test_divergence_names_step_and_term_and_keeps_the_checkpoint(teacher, tmp_pa
 def test_weights_that_diverge_in_the_last_step_are_not_saved(teacher, tmp_path, capsys, monkeypatch):
     steps = 0
 
-    def broken(self, loss, optimizer, step=Precision.step):
+    def broken(self, terms, step=Update.step):
         nonlocal steps
         steps += 1
-        step(self, loss * (float("inf") if steps == 8 else 1.0), optimizer)
+        step(self, {name: term * (float("inf") if steps == 8 else 1.0) for name, term in terms.items()})
 
-    monkeypatch.setattr(Precision, "step", broken)
+    monkeypatch.setattr(Update, "step", broken)
     with pytest.raises(SystemExit) as stop:
         train_student.main(arguments("crd", teacher, tmp_path))
     assert stop.value.code == 3 and "epoch 2: the validation loss is nan" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import dataset
 import train_student
 from distiller_zoo import find_method
 from distiller_zoo.criterion import Criterion
-from helper.loops import Precision
+from helper.trainee import Trainee
 
 SSKD, UDA = find_method("sskd"), find_method("uda")
 
@@ -139,7 +139,7 @@ def test_one_epoch_and_exact_resume(name, teacher, tmp_path, monkeypatch):
     train_student.main(arguments(name, teacher, tmp_path / "whole"))
     steps = 0
 
-    def step(*args, original=Precision.step):
+    def step(*args, original=Trainee.step):
         nonlocal steps
         steps += 1
         if steps == (6 if name == "uda" else 10):  # four steps an epoch, and for sskd four more at the beginning
@@ -147,7 +147,7 @@ def test_one_epoch_and_exact_resume(name, teacher, tmp_path, monkeypatch):
         original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Precision, "step", step)
+        patch.setattr(Trainee, "step", step)
         with pytest.raises(SystemExit):
             train_student.main(arguments(name, teacher, tmp_path / "cut"))
     folders = [tmp_path / part / "student_model" / "r" for part in ("whole", "cut")]

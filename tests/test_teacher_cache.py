@@ -29,8 +29,9 @@ import train_student
 from dataset import Augment, ImageSet
 from dataset.base import Batch
 from distiller_zoo.sskd import Rotations
-from helper.loops import Precision, Stage, Step, directly
+from helper.step import Precision
 from helper.teacher_cache import TeacherCache, open_caches
+from helper.teachers import Teachers
 from helper.util import UserError
 from models.base import Output
 
@@ -58,6 +59,10 @@ def new(folder: Path, images_a_view: int = 1, **about: object) -> TeacherCache:
     cache = TeacherCache(str(folder), default | {"images_a_view": images_a_view} | about, like)
     cache.open()
     return cache
+
+
+def directly(teacher: nn.Module, images: Tensor, batch: Batch) -> Output:
+    return teacher(images, is_feat=True)
 
 
 def batch_of(rows: list[int], images_a_view: int = 1) -> tuple[Tensor, Batch]:
@@ -114,15 +119,12 @@ def test_a_compiled_teacher_sees_one_size(tmp_path) -> None:
 
 
 def test_a_cache_for_each_teacher(tmp_path) -> None:
-    def loss(s: Output, t: list[Output], batch: Batch) -> dict[str, Output]:
-        return dict(enumerate(t))
-
-    caches, teachers = [new(tmp_path, weights=n) for n in "ab"], [Teacher(), Teacher(moods=1.0)]
-    stage = Stage("", 1, loss, 0.1, (), teachers, caches)
-    step = Step(stage, Teacher(), teachers, nn.Module(), Precision("off", torch.device("cpu")))
+    networks = [Teacher(), Teacher(moods=1.0)]
+    teachers = Teachers(networks, Precision("off", torch.device("cpu")))
+    teachers.caches = [new(tmp_path, weights=n) for n in "ab"]
     images, batch = batch_of([3, 4])
-    (cold, _), (warm, _) = step(batch), step(batch)
-    for n, teacher in enumerate(teachers):
+    (cold,), (warm,) = (teachers.ask([batch], (), 2) for _ in range(2))
+    for n, teacher in enumerate(networks):
         assert teacher.asked == [[3, 4]]
         assert same(cold[n], directly(teacher, images, batch)) and same(warm[n], cold[n])
 

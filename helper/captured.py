@@ -1,0 +1,107 @@
+"""A function of tensors recorded as a CUDA graph: one launch in the place of hundreds, which keep a small GPU waiting.
+
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from . import parallel
+from .util import UserError
+
+WARM_UPS = 3  # calls that run as they are: kernels are chosen, code is compiled, buffers are made
+Recorded = tuple[Callable[[], object], Any]  # what computes again, and the outputs that it writes over
+
+
+def stream_for(device: torch.device) -> "torch.cuda.Stream | None":
+    """A stream of its own, where one process drives one GPU."""
+    alone = device.type == "cuda" and parallel.gpus(device) == 1 and not parallel.several()
+    return torch.cuda.Stream(device) if alone else None
+
+
+def on(stream: "torch.cuda.Stream | None") -> AbstractContextManager:
+    return torch.cuda.stream(stream) if stream else nullcontext()
+
+
+class CudaGraphs:
+    """Records on a stream. The graphs of one recorder share their memory: none may need what another has left there."""
+
+    def __init__(self, stream: "torch.cuda.Stream") -> None:
+        self.stream, self.pool = stream, torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Any], generators: Iterable[torch.Generator]) -> Recorded:
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # other threads, as the one that pins the memory of streamed images, may go on meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            outputs = function()
+        return graph.replay, outputs
+
+
+def recorder(graph: str, stream: "torch.cuda.Stream | None") -> CudaGraphs | None:
+    """What `--graph` allows on this stream; None: nothing is recorded."""
+    return CudaGraphs(stream) if stream and graph == "auto" else None
+
+
+class Call:
+    """The calls with inputs of one shape."""
+
+    def __init__(self, leaves: Sequence[Any]) -> None:
+        self.inputs = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+        self.made, self.numbers, self.recorded = 0, None, None
+
+    def fill(self, leaves: Sequence[Any]) -> None:
+        pairs = [(mine, x) for mine, x in zip(self.inputs, leaves, strict=True) if isinstance(x, Tensor)]
+        torch._foreach_copy_(*zip(*pairs, strict=True), non_blocking=True)
+
+
+class Captured:
+    """`function`, which changes tensors in place or returns new ones, recorded for each shape of its inputs.
+
+    The first calls of a shape run it as it is. Inputs are copied to where the recorded function reads them; outputs
+    are overwritten by the next call. numbers(): what else the function reads; where these change it is recorded anew.
+    generators(): those that it draws from. record: `CudaGraphs`, or in tests what stands for it.
+    Raises UserError where the function cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        record: Callable[[Callable[[], Any], Iterable[torch.Generator]], Recorded],
+        numbers: Callable[[], Hashable] = tuple,
+        generators: Callable[[], Iterable[torch.Generator]] = tuple,
+    ) -> None:
+        self.function, self.record, self.numbers, self.generators = function, record, numbers, generators
+        self.calls: dict[Hashable, Call] = {}
+
+    def __call__(self, *given: Any) -> Any:
+        leaves, tree = tree_flatten(given)
+        key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+        if key not in self.calls:
+            self.calls[key] = Call(leaves)
+        call = self.calls[key]
+        call.fill(leaves)
+        call.made += 1
+        function = functools.partial(self.function, *tree_unflatten(call.inputs, tree))
+        if call.made <= WARM_UPS:
+            return function()
+        numbers = self.numbers()
+        if call.recorded is None or call.numbers != numbers:
+            call.recorded, call.numbers = None, numbers  # the old graph's memory is free for the new one
+            try:
+                call.recorded = self.record(function, self.generators())
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"--graph auto: a step cannot be recorded: {reason}; try --graph off") from error
+        replay, outputs = call.recorded
+        replay()
+        return outputs

@@ -1,0 +1,264 @@
+"""One student in training: its run's folder, network, criterion, update, meters and slow weights."""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import captured, parallel
+from .meters import Meters
+from .run import Run
+from .slow import SlowWeights
+from .step import Features, Precision, Stage, Step, Update, only, parameter_groups
+from .teachers import ready
+from .util import Diverged, UserError, peak_memory_mb, rng_state, set_rng_state
+from .validation import predict, validate
+
+
+class Networks(NamedTuple):
+    """What a run trains, and what it looks at."""
+
+    student: nn.Module
+    criterion: nn.Module  # what the checkpoint keeps beside the student (adapters, banks); the stages' losses are its
+    slow: SlowWeights | None = None  # what is validated and saved in the student's place
+    beside: dict[str, nn.Module] = {}  # whose predictions are saved with the student's, by name
+
+
+def on_own_stream(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Queues what the method of a Trainee does on the device behind the trainee's other work."""
+
+    @functools.wraps(method)
+    def queued(self: "Trainee", *args: Any) -> Any:
+        with captured.on(self.stream):
+            return method(self, *args)
+
+    return queued
+
+
+class Trainee:
+    """Goes through the stages of a run, from the step where it was interrupted.
+
+    `step` is what every training step passes through. facts go into every checkpoint and into summary.json.
+    rng: the global generators' states where other runs use them too; None: they are this run's.
+    """
+
+    rng: dict | None = None
+
+    def __init__(
+        self,
+        run: Run,
+        opt: argparse.Namespace,
+        networks: Networks,
+        stages: list[Stage],
+        facts: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.run, self.opt, self.stages, self.facts, self.device = run, opt, stages, facts, device
+        self.label = ""  # among several
+        self.student, self.criterion, self.slow, self.beside = networks
+        self.precision = Precision(opt.amp, device)
+        if opt.sync_bn:
+            parallel.sync_batch_norms(self.student, self.criterion)
+        self.kept = self.slow.network if self.slow else self.student  # what is validated, and saved as the result
+        self.tested = ready(self.kept, device, opt.compile)
+        self.stream = captured.stream_for(device)
+        self.record = captured.recorder(opt.graph, self.stream)
+        if self.record and (methods := self.criterion.not_capturable):
+            print(f"--graph auto: steps of {', '.join(methods)} cannot be recorded and run as they are")
+            self.record = None
+        self.done = {stage.log: 0 for stage in stages}
+        self.best_acc, self.part = -1.0, None
+        self.stage: Stage | None = None
+        self.within = False  # an epoch
+        if run.state:
+            with run.going_on():
+                self._load(run.state)
+        else:
+            parallel.own_random_numbers(opt.seed)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["fast"] if self.slow else state["model"])
+        self.kept.load_state_dict(state["model"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        rng = state["rng"]  # of each process; before there could be several, of the one
+        set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
+        self.done = {log: int(state["done"][log]) for log in self.done}
+        self.best_acc, self.facts = float(state["best_acc"]), dict(state["facts"])
+        if parts := state.get("parts"):
+            if len(parts) != parallel.world():
+                raise UserError(
+                    f"{self.run.folder}: expected {len(parts)} processes, which it had when it was stopped within an "
+                    f"epoch, found {parallel.world()}"
+                )
+            self.part = parts[parallel.rank()]
+        passed = ", ".join(f"{n} epochs of {log}" for log, n in self.done.items())
+        within = f" and {self.part['meters']['steps']} steps" if self.part else ""
+        print(f"continuing {self.run.folder} after {passed}{within}")
+
+    @property
+    def next_stage(self) -> Stage | None:
+        """The stage that has epochs left; None: the training is over."""
+        return next((stage for stage in self.stages if self.done[stage.log] < stage.epochs), None)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is to be trained, within its stage."""
+        stage = self.next_stage
+        return self.done[stage.log] + 1 if stage else 0
+
+    @property
+    def when(self) -> str:
+        return f"{self.stage.name} epoch {self.epoch}".lstrip()
+
+    @property
+    def averaged(self) -> bool:
+        """Whether slow weights follow in this stage."""
+        return self.slow is not None and not self.stage.name
+
+    # ---- a stage and an epoch begin ----
+
+    @on_own_stream
+    def begin_epoch(self, steps: int, together: int) -> None:
+        """steps: of each epoch; together: how many are trained at once."""
+        if not self.within:
+            self._begin_epoch(steps)
+        self.meters.share(together)
+
+    def _begin_epoch(self, steps: int) -> None:
+        self.within, stage = True, self.next_stage
+        if self.stage is not stage:
+            self._begin_stage(stage)
+        self.steps = steps
+        self.rate = stage.learning_rate * self.opt.lr_decay_rate ** sum(self.epoch > e for e in stage.decay_epochs)
+        self.rate *= parallel.world() if self.opt.adjust_lr else 1
+        self.update.set_rate(self.rate)
+        self.meters.begin(self.part and self.part["meters"])
+        self.part = None
+        self.student.train(stage.train_mode)
+        self.criterion.train()
+        self.criterion.set_epoch(self.epoch)
+
+    def _begin_stage(self, stage: Stage) -> None:
+        if self.stage:  # a parameter that the new stage leaves alone must have no gradient
+            self.update.optimizer.zero_grad(set_to_none=True)
+        self.stage = stage
+        self.update = Update(
+            parameter_groups([self.student, self.criterion], self.criterion.groups()), self.precision, self.opt
+        )
+        self.meters = Meters(self.device)
+        features = ready(Features(self.student, stage.reads), self.device, self.opt.compile)
+        self.forward = parallel.joined(Step(stage, features, self.criterion, self.precision))
+        self.compute = self._compute
+        if self.record:
+            self.compute = captured.Captured(self._compute, self.record, self._numbers, self.criterion.generators)
+        if self.averaged and not self.done[stage.log] and not self.part:
+            self.slow.restart(self.student)
+        if self.run.state and self.run.state["stage"] == stage.log:
+            with self.run.going_on():
+                self.update.optimizer.load_state_dict(self.run.state["optimizer"])
+                if self.part:
+                    own = parallel.own_statistics(self.student, self.kept, self.criterion)
+                    for buffer, saved in zip(own, self.part["norms"], strict=True):
+                        buffer.copy_(saved)
+
+    # ---- a step ----
+
+    @on_own_stream
+    def step(self, batch: Any, t: tuple[Any, ...]) -> None:
+        """One step on a batch of which the teachers say t."""
+        t = tuple(only(output, self.stage.reads) for output in t) if self.stage.asks_teachers else ()
+        self.compute(batch._replace(drawn=None), t)
+        self.meters.count(batch.total)
+        number, of_all = self.meters.steps, (self.epoch - 1) * self.steps + self.meters.steps
+        if self.averaged:
+            self.slow.update(self.student, of_all)
+        if number % self.opt.print_freq == 0 or number % self.opt.tb_freq == 0:
+            means = self.meters.read(self.when)
+            if number % self.opt.tb_freq == 0:
+                label = f"{self.stage.name} step_".lstrip()
+                self.run.scalars.log({label + name: value for name, value in means.items()}, of_all)
+        if self.opt.save_steps and number % self.opt.save_steps == 0 and number < self.steps:
+            self.pause()
+
+    def _compute(self, batch: Any, t: tuple[Any, ...]) -> None:
+        """What of a step is recorded: it reads and changes tensors alone."""
+        terms, logits = self.forward(batch, t)
+        self.update.step(terms)
+        self.meters.add(terms, logits[:: len(logits) // len(batch.labels)], batch.labels, batch.total)
+
+    def _numbers(self) -> tuple[float, ...]:
+        """What a recorded step has as constants."""
+        return *self.update.rates(), *self.criterion.numbers()
+
+    # ---- what is kept of it ----
+
+    @on_own_stream
+    def pause(self) -> None:
+        """Saves the run within the epoch, where its last step has left all as it should be."""
+        self.meters.read(self.when)
+        self._check(f"{self.when}, step {self.meters.steps}", self.student, self.criterion)
+        norms = [buffer.cpu() for buffer in parallel.own_statistics(self.student, self.kept, self.criterion)]
+        self._save({"parts": parallel.each({"meters": self.meters.state(), "norms": norms})})
+
+    @on_own_stream
+    def end_epoch(self, val_batches: Iterable) -> dict[str, Any]:
+        """Validates, writes the epoch's row, and saves the run. Returns the row."""
+        means, seconds = self.meters.read(self.when), self.meters.seconds
+        row = {"epoch": self.epoch, "lr": self.rate, "train_loss": means["loss"], "train_acc": means["acc"]}
+        row |= {"train_seconds": round(seconds, 3), "images_per_second": round(self.meters.images / seconds, 1)}
+        parallel.unite(self.student, self.kept, self.criterion)
+        stage = self.stage
+        if not stage.name:
+            row |= validate(val_batches, self.tested, self.precision)
+            if not row["val_loss"] < float("inf"):
+                raise Diverged(f"{self.when}: the validation loss is {row['val_loss']} after the last step")
+        self._check(self.when, self.student, self.kept, self.criterion)
+        row["peak_memory_mb"] = round(peak_memory_mb(self.device), 1)
+
+        self.run.log(stage.log, row)
+        weights = {"model": self.kept.state_dict(), "epoch": row["epoch"], **self.facts}
+        self.done[stage.log], self.within = row["epoch"], False
+        if not stage.name:
+            if row["val_acc"] > self.best_acc:
+                self.best_acc = row["val_acc"]
+                self.run.save("best.pth", weights | {"accuracy": row["val_acc"]})
+            if row["epoch"] % self.opt.save_freq == 0:
+                self.run.save(f"ckpt_epoch_{row['epoch']}.pth", weights | {"accuracy": row["val_acc"]})
+        self._save({})
+        return row
+
+    def _save(self, more: dict[str, Any]) -> None:
+        """Writes last.pth."""
+        state = {"model": self.kept.state_dict(), "epoch": self.done[self.stage.log], **self.facts}
+        state |= {"stage": self.stage.log, "done": self.done, "best_acc": self.best_acc, "facts": self.facts}
+        state |= {"criterion": self.criterion.state_dict(), "optimizer": self.update.optimizer.state_dict()}
+        rng = self.rng or rng_state(parallel.world() == 1)
+        state |= {"scaler": self.precision.scaler.state_dict(), "rng": parallel.each(rng)}
+        if self.slow:
+            state["fast"] = self.student.state_dict()
+        self.run.save("last.pth", state | more)
+
+    def _check(self, when: str, *networks: nn.Module) -> None:
+        """Raises Diverged where the last step has left what no later step shows in time, and no checkpoint may hold."""
+        state = [(k, x) for network in networks for k, x in network.state_dict().items() if x.is_floating_point()]
+        finite = torch.stack([x.isfinite().all() for _, x in state])
+        if not finite.all():
+            raise Diverged(f"{when}: {state[int(finite.int().argmin())][0]} is not finite after the last step")
+        if self.precision.scaler.get_scale() < 2**-16:
+            raise Diverged(
+                f"{when}: the gradients overflow in fp16 even when they are scaled down to 1/65536; try --amp bf16"
+            )
+
+    @on_own_stream
+    def finish(self, val_batches: Iterable) -> None:
+        """Writes the run's result."""
+        if self.opt.save_predictions:
+            for name, net in {"": self.kept, **self.beside}.items():
+                self.run.save_predictions(name, predict(val_batches, net, self.precision))
+        self.run.finish(self.facts)
+        if not self.label and not parallel.rank():
+            self.run.report()
