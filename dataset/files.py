@@ -1,15 +1,12 @@
-"""Image files: found below a folder, decoded by several threads, and kept decoded in one file beside them."""
+"""Image files: found below a folder, decoded by several threads."""
 
-import hashlib
 import os
 import stat
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from helper import pickles
-
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _formats = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-_decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
+DECODER = 1  # to be raised with any change that gives other pixels: it makes older caches void
 _longest = 1000  # times the other side: what is resized by its shortest side must stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
 
@@ -129,46 +124,3 @@ def decode(paths: list[str], size: int, workers: int) -> Tensor:
         for _ in pool.map(fill, paths, pixels.numpy()):
             pass
     return pixels.permute(0, 3, 1, 2)
-
-
-def cached(cache: Path, files: list[Found], make: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
-    """What `make` makes of `files`, kept in `cache`, which lies in the root of their tree.
-
-    Made anew where names, sizes or times of the files differ from those that it was made for, or where it does not
-    fit: it may have come with the files. Not kept, with a warning, where the file cannot be written.
-    """
-    key = _key(files, len(str(cache.parent / "_")) - 1)
-    made = _load(cache, key, fits)
-    if made is None:
-        made = make()
-        _save(cache, {"key": key, "made": made})
-    return made
-
-
-def _key(files: list[Found], start: int) -> str:
-    """Paths count from character `start` on, below the root: a tree that was moved as a whole keeps its cache."""
-    found = ((file.path[start:], file.stat()) for file in files)
-    lines = (f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in found)
-    text = f"decoder {_decoder}\n" + "".join(lines)
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-
-
-def _load(cache: Path, key: str, fits: Callable[[Any], bool]) -> Any | None:
-    try:
-        found = pickles.read(cache)
-        return found["made"] if found["key"] == key and fits(found["made"]) else None
-    except Exception:  # missing, unreadable, cut short or something else: it is made anew
-        return None
-
-
-def _save(cache: Path, content: dict[str, Any]) -> None:
-    partial_file = cache.with_name(f"{cache.name}.{uuid.uuid4().hex[:8]}")  # two runs may decode the same tree at once
-    try:
-        with open(partial_file, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_file, cache)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
-        warnings.warn(f"{cache} cannot be written, images are decoded at every start: {error}", stacklevel=2)
-        partial_file.unlink(missing_ok=True)

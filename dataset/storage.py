@@ -5,15 +5,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import ImageSet
-from .files import Found, cached, decode
-from .pixels import Channels
+from .cache import cached
+from .files import Found, decode
 
 LARGEST_KEPT = 64  # pixels a side; larger images are cropped at random sizes, for which their files are needed
 
@@ -53,38 +52,10 @@ class Storage(NamedTuple):
         return torch.cat(kept) if len(kept) > 1 else kept[0]
 
     def _kept(self, cache: Path, files: list[Found], size: int) -> Tensor:
-        def make() -> Tensor:
-            return decode([file.path for file in files], size, self.workers)
+        def make() -> np.ndarray:
+            return decode([file.path for file in files], size, self.workers).permute(0, 2, 3, 1).numpy()
 
-        def fits(x: Any) -> bool:
-            return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.shape == (len(files), 3, size, size)
-
-        return cached(cache, files, make, fits)
-
-
-class Listing(NamedTuple):
-    """The image files of a data set and their labels, which are places in `classes`."""
-
-    root: Path
-    classes: tuple[str, ...]
-    train_files: list[Found]
-    train_labels: list[int]
-    val_files: list[Found]
-    val_labels: list[int]
-
-    def at(self, size: int, storage: Storage, mean: Channels, std: Channels) -> ImageSet:
-        """In images of `size` pixels; kept ones beside train/ too. Raises what `Storage.settled` raises."""
-        storage = storage.settled(size, len(self.train_files), len(self.val_files))
-        return ImageSet(
-            storage.images(size, (self.root / f".cache-{size}-train.pt", self.train_files)),
-            torch.tensor(self.train_labels),
-            storage.images(size, (self.root / f".cache-{size}-val.pt", self.val_files)),
-            torch.tensor(self.val_labels),
-            self.classes,
-            mean,
-            std,
-            padding=size // 8,
-        )
+        return torch.from_numpy(cached(cache, files, make, ("uint8", (len(files), size, size, 3)))).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -276,9 +276,9 @@ def test_folder_sizes(tmp_path):
     assert torch.equal(data.train_images[0], plain)
     assert dataset.load("folder", wide).train_images.shape[-1] == 32
     assert sorted(path.name for path in wide.glob(".cache*")) == [
-        *(f".cache-16-{kept}.pt" for kept in ("mean-std", "train", "val")),
-        *(f".cache-32-{kept}.pt" for kept in ("mean-std", "train", "val")),
-        ".cache-size.pt",
+        *(f".cache-16-{kept}.npz" for kept in ("mean-std", "train", "val")),
+        *(f".cache-32-{kept}.npz" for kept in ("mean-std", "train", "val")),
+        ".cache-size.npz",
     ]
 
 
@@ -307,7 +307,7 @@ def test_folder_cache(tmp_path, monkeypatch):
     assert decoded
     shutil.copy(root / "val" / "bee" / "1.png", root / "val" / "bee" / "7.png")
     assert len(load(root).val_images) == 5 and decoded
-    cache = root / ".cache-8-train.pt"
+    cache = root / ".cache-8-train.npz"
     names = sorted(path.name for path in root.glob(".cache*"))
     for broken in (cache.read_bytes()[:500], b"", b"text", pickle.dumps({"key": 1}, protocol=2)):
         cache.write_bytes(broken)
@@ -321,17 +321,17 @@ def test_folder_cache(tmp_path, monkeypatch):
 
     cache.unlink()
     cache.mkdir()  # for root too, a place where no file can be written
-    with pytest.warns(UserWarning, match="cache-8-train.pt cannot be written, images are decoded at every start"):
+    with pytest.warns(UserWarning, match="cache-8-train.npz cannot be written, images are decoded at every start"):
         assert len(load(root).val_images) == 5 and decoded
     assert sorted(path.name for path in root.glob(".cache*")) == names
 
 
 def test_folder_is_never_left_half_written(tmp_path, monkeypatch):
-    def full(content, file):
+    def full(file, **content):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.warns(UserWarning, match="No space left"):
         dataset.load("folder", make_tree(tmp_path))
     assert not list(tmp_path.glob(".cache*"))
@@ -385,7 +385,7 @@ def test_folder_errors(spoil, kind, text, tmp_path):
         with pytest.raises(kind, match=text) as caught:
             dataset.load("folder", root, size)
         assert "\n" not in str(caught.value)
-    assert not list(root.glob(".cache*-val.pt"))
+    assert not list(root.glob(".cache*-val.npz"))
 
 
 # ---- subsets ----

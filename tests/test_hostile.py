@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -277,20 +278,75 @@ def test_folders_that_lead_in_circles(folder):
     assert len(dataset.load("folder", folder).train_images) == 2
 
 
+def npy(x: object, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, x, **options)
+    return buffer.getvalue()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {hostile.EXECUTED}",)
+
+
+def archived(*content: bytes, method: int = zipfile.ZIP_STORED) -> Callable[[Path, str], object]:
+    return lambda cache, name: cache.write_bytes(b"".join(hostile.zipped({name: x}, method) for x in content))
+
+
+HUGE = "{'descr': '%s', 'fortran_order': False, 'shape': (1000000000000, 8, 8, 3), }\n"
+CACHES: dict[str, Callable[[Path, str], object]] = {
+    "other numbers": archived(npy(np.array(10**9))),
+    "other shape": archived(npy(np.zeros((9, 8, 8, 3), np.uint8))),
+    "other dtype": archived(npy(np.zeros((2, 8, 8, 3)))),
+    "other order": archived(npy(np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8)))),
+    "mean of 2": archived(npy(np.full((2, 3), 2.0))),
+    "deviation of 0": archived(npy(np.zeros((2, 3)))),
+    "mean that is NaN": archived(npy(np.full((2, 3), np.nan))),
+    "size of 0": archived(npy(np.array(0))),
+    "objects": archived(npy(np.array(Evil(), dtype=object), allow_pickle=True)),
+    "10**12 images": archived(header(HUGE % "|u1")),
+    "10**12 objects": archived(header(HUGE % "|O")),
+    "header of another version": archived(header(HUGE % "|u1").replace(b"NUMPY\1", b"NUMPY\2")),
+    "nested header": archived(header("(" * 9000 + "\n")),
+    "code as header": archived(header("__import__('os').system('touch executed')\n")),
+    "packed zeros": archived(bytes(10**8), method=zipfile.ZIP_DEFLATED),
+    "no array": archived(b""),
+    "cut short": lambda cache, name: cache.write_bytes(hostile.zipped({name: npy(np.zeros(384, np.uint8))})[:300]),
+    "spoilt": lambda cache, name: cache.write_bytes(
+        hostile.zipped({name: npy(np.zeros((2, 8, 8, 3), np.uint8))}).replace(bytes(99), bytes(98) + b"x")
+    ),
+    "another name": lambda cache, name: cache.write_bytes(hostile.zipped({"x.npy": npy(np.array(8))})),
+    "plain array": lambda cache, name: cache.write_bytes(header(HUGE % "|u1")),
+    "torch": lambda cache, name: cache.write_bytes(hostile.torch_saved({"key": name[:-4], "made": 8})),
+    "a pickle": lambda cache, name: cache.write_bytes(pickle.dumps(Evil())),
+    "empty": lambda cache, name: cache.touch(),
+    "pipe": lambda cache, name: os.mkfifo(cache),
+    "endless": lambda cache, name: cache.symlink_to("/dev/zero"),
+}
+
+
 def test_a_cache_that_came_with_the_images(folder):
-    """It is made for these very files, and holds something else: they are decoded."""
+    """Its array has the name for these very files, and is another: they are decoded, and little memory is taken."""
     right = dataset.load("folder", folder)
     caches = sorted(folder.glob(".cache-*"))
     assert len(caches) == 4
-    for content in ("x", 10**9, torch.zeros(2, 3, 8, 8), torch.zeros(9, 3, 8, 8, dtype=torch.uint8), [[2.0] * 3] * 2):
-        for cache in caches:
-            key = torch.load(cache, weights_only=True)["key"]
-            cache.write_bytes(hostile.torch_saved({"key": key, "made": content}))
+    names = {cache: zipfile.ZipFile(cache).namelist()[0] for cache in caches}
+    for make in CACHES.values():
+        for cache, name in names.items():
+            cache.unlink()
+            make(cache, name)
+        tracemalloc.start()
         found = dataset.load("folder", folder)
-        assert torch.equal(found.train_images, right.train_images) and (found.mean, found.std) == (
-            right.mean,
-            right.std,
-        )
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**22 and not Path(hostile.EXECUTED).exists()
+        assert torch.equal(found.train_images, right.train_images) and torch.equal(found.val_images, right.val_images)
+        assert (found.mean, found.std) == (right.mean, right.std)
+        assert all(zipfile.ZipFile(cache).namelist() == [name] for cache, name in names.items())
 
 
 # ---- data sets of other kinds ----
@@ -306,21 +362,6 @@ def test_cifar_batches(tmp_path, capsys):
         message = f"--dataset {name}: {place}: expected the python batches .*; tried their MD5 sums"
         refused(train_teacher.main, on(place, name), capsys, message)
     assert not (tmp_path / hostile.EXECUTED).exists()
-
-
-def npy(x: object, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, x, **options)
-    return buffer.getvalue()
-
-
-def header(text: str) -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
-
-
-class Evil:
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {hostile.EXECUTED}",)
 
 
 LABELS = npy(np.zeros(2, np.uint8))
