@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from .augment import InMemory
-from .files import opened, read
+from .files import read, rgb
 from .storage import LARGEST_KEPT
 
 
@@ -59,9 +59,9 @@ class ResizedCrop:
         return torch.from_numpy(np.stack([self.one(*each) for each in zip(paths, view.tolist(), strict=True)]))
 
     def one(self, path: str, seed: int) -> np.ndarray:
-        with opened(path) as file:
-            box, flip = self.box(*file.size, seed)
-            image = transforms.resized_crop(file.convert("RGB"), *box, [self.size, self.size])
+        image = rgb(path)
+        box, flip = self.box(*image.size, seed)
+        image = transforms.resized_crop(image, *box, [self.size, self.size])
         return np.asarray(image)[:, ::-1] if flip else np.asarray(image)
 
     def box(self, width: int, height: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _formats = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-DECODER = 1  # to be raised with any change that gives other pixels: it makes older caches void
+DECODER = 2  # to be raised with any change that gives other pixels: it makes older caches void
 _longest = 1000  # times the other side: what is resized by its shortest side must stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
+warnings.filterwarnings("ignore", "Palette images with Transparency")  # which is left out
 
 
 Found = os.DirEntry  # an image's file: its path, and by stat(), asked for where images are kept, whether it has changed
@@ -104,10 +106,39 @@ def opened(path: str) -> Iterator[Image.Image]:
         raise Unreadable(f"{path}: cannot be decoded as an image: {error}") from error
 
 
+def rgb(path: str) -> Image.Image:
+    """The image in 8-bit RGB. Raises Unreadable.
+
+    Alpha is left out. EXIF data turns no image; TIFF's own orientation, which PIL obeys, does.
+    """
+    with opened(path) as image:
+        return (_grey(image) if image.mode[0] in "IF" else image).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of a grey image that has more: PIL would make white of all above 255.
+
+    ValueError where its values do not say which of them is white.
+    """
+    tags = getattr(image, "tag_v2", {})
+    x = np.asarray(image)
+    low, high = x.min().item(), x.max().item()
+    if image.mode == "F":
+        white = 1
+    elif image.mode == "I" and tags:  # 32 bits, of which 8, 16 or all may be in use
+        white = 65535 if high > 255 or high == 0 else 0
+    else:
+        white = 2 ** (tags[BITSPERSAMPLE][0] if tags else 16) - 1
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"its values go from {low} to {high}; expected floats from 0 to 1 or whole numbers of 16 bits")
+    if tags and not tags.get(PHOTOMETRIC_INTERPRETATION, 0):
+        x = white - x  # 0 is white
+    return Image.fromarray(np.rint(x * np.float32(255) / white).astype(np.uint8))
+
+
 def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
     """[size, size, 3] uint8: the shortest side resized to `resized` or `size` pixels, then the centre cropped."""
-    with opened(path) as file:
-        image = file.convert("RGB")
+    image = rgb(path)
     if min(image.size) != (resized or size):
         image = transforms.resize(image, [resized or size])
     return np.asarray(image if image.size == (size, size) else transforms.center_crop(image, [size, size]))
