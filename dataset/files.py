@@ -36,7 +36,7 @@ def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found
     FileNotFoundError: a class without images. ValueError: fewer than two classes. The folder `ignored` is none.
     """
     folders = (entry.name for entry in os.scandir(part) if entry.is_dir())
-    classes = sorted(name for name in folders if not name.startswith(".") and name != ignored)
+    classes = sorted(name for name in folders if not _of_a_system(name) and name != ignored)
     if len(classes) < 2:
         loose = sum(name.lower().endswith(_suffixes) for name in os.listdir(part))
         outside = f", and {loose} images outside, which must be moved into their classes' folders" if loose else ""
@@ -63,18 +63,30 @@ def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], sour
         )
 
 
-def images_below(place: str | Path, above: tuple[str, ...] = ()) -> Iterator[Found]:
-    """In any order. A link to a folder is followed, but not to one of those that it lies in."""
-    above = (*above, os.path.realpath(place))
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # among them macOS's "._name.jpg", which are no images
+def images_below(place: str | Path) -> Iterator[Found]:
+    """In any order, those of each folder once. Links to folders are followed, but not to those that `place` lies in."""
+    seen = {str(folder) for folder in Path(os.path.realpath(place)).parents}
+    starts = [str(place)]
+    for start in starts:
+        folders, links = [start], []
+        for folder in folders:
+            if (real := os.path.realpath(folder)) in seen:
                 continue
-            if entry.is_dir():
-                if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                    yield from images_below(entry.path, above)
-            elif entry.name.lower().endswith(_suffixes):
-                yield entry
+            seen.add(real)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _of_a_system(entry.name):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(entry.path)
+                    elif entry.name.lower().endswith(_suffixes):
+                        yield entry
+        starts += sorted(links)  # afterwards and in order, so that a folder has the same name every time
+
+
+def _of_a_system(name: str) -> bool:
+    """What archives, file managers and storage boxes add: macOS's "._name.jpg" and "__MACOSX", Synology's "@eaDir"."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def lines_of(path: Path) -> list[str]:

@@ -263,6 +263,23 @@ def test_folder_reads_a_tree(tmp_path):
     assert len(dataset.load("folder", tmp_path).val_images) == 4
 
 
+def test_what_systems_add_is_passed_over(tmp_path):
+    expected = dataset.load("folder", make_tree(tmp_path / "plain"))
+    root = make_tree(tmp_path / "tree")
+    image = (root / "val" / "ant" / "1.png").read_bytes()
+    for place in (root, root / "train", root / "val", root / "train" / "ant", root / "val" / "bee" / "deep"):
+        for folder in ("__MACOSX", "__MACOSX/ant", ".Trashes", ".ipynb_checkpoints", "@eaDir/1.png"):
+            (place / folder).mkdir(parents=True)
+            for name in ("1.png", "._1.png"):
+                (place / folder / name).write_bytes(image)
+        for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", "._1.png"):
+            (place / name).write_bytes(b"no image")
+    data = dataset.load("folder", root)
+    assert data.classes == ("ant", "bee")
+    assert torch.equal(data.train_images, expected.train_images) and torch.equal(data.val_images, expected.val_images)
+    assert torch.equal(data.train_labels, expected.train_labels) and torch.equal(data.val_labels, expected.val_labels)
+
+
 def test_folder_sizes(tmp_path):
     assert dataset.load("folder", make_tree(tmp_path / "a", (64, 64))).train_images.shape[-1] == 64
     assert dataset.load("folder", make_tree(tmp_path / "b", (65, 65))).train_images.shape[-1] == 32

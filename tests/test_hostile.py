@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -30,7 +31,7 @@ import train_student
 import train_teacher
 import transfer_student
 from dataset import Unreadable
-from dataset.files import read
+from dataset.files import images_below, read
 from scripts import unpack
 
 Tree = dict[str, tuple]
@@ -274,7 +275,26 @@ def test_images_that_are_odd_but_whole(tmp_path):
 def test_folders_that_lead_in_circles(folder):
     for n in range(8):
         (folder / "train" / "dog" / f"again{n}").symlink_to(folder / "train" / "dog")
+    (folder / "train" / "dog" / "up").symlink_to(folder)
     assert len(dataset.load("folder", folder).train_images) == 2
+
+
+def test_folders_that_lead_to_each_other(folder, tmp_path):
+    """Each image once, by the way without links where there is one."""
+    dog = folder / "train" / "dog"
+    (tmp_path / "outside" / "deeper").mkdir(parents=True)
+    (tmp_path / "outside" / "deeper" / "1.png").write_bytes(picture())
+    (dog / "b").symlink_to(tmp_path / "outside")
+    (dog / "a").symlink_to(tmp_path / "outside" / "deeper")
+    for n in range(7):
+        (dog / f"{n}").mkdir()
+        (dog / f"{n}" / "1.png").write_bytes(picture())
+        for other in range(7):
+            (dog / f"{n}" / f"to{other}").symlink_to(dog / f"{other}")
+    start = time.perf_counter()
+    found = [os.path.relpath(image.path, dog) for image in images_below(dog)]
+    assert time.perf_counter() - start < 1
+    assert sorted(found) == sorted([*(f"{n}/1.png" for n in range(7)), "1.png", "a/1.png"])
 
 
 def npy(x: object, **options: object) -> bytes:
