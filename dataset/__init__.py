@@ -15,6 +15,7 @@ from . import tinyimagenet as tinyimagenet
 from .augment import Augment, InMemory, Views
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
 from .batches import Batches, ValBatches, limit
+from .digest import fingerprint
 from .files import Unreadable
 from .storage import Storage
 from .stream import augmentation
@@ -32,6 +33,7 @@ __all__ = [
     "augmentation",
     "dataset_names",
     "find_dataset",
+    "fingerprint",
     "limit",
     "load",
     "register",

@@ -3,12 +3,11 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .storage import Files
+from .storage import Files
 
 
 class Shared(NamedTuple):
@@ -45,9 +44,9 @@ class Batch(NamedTuple):
 class ImageSet:
     """A whole data set."""
 
-    train_images: "Tensor | Files"  # [N, 3, H, W] uint8, in memory or in their files
+    train_images: Tensor | Files  # [N, 3, H, W] uint8, in memory or in their files
     train_labels: Tensor  # [N] int64
-    val_images: "Tensor | Files"  # [M, 3, H, W] uint8
+    val_images: Tensor | Files  # [M, 3, H, W] uint8
     val_labels: Tensor  # [M] int64
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of the training images, in 0..1

@@ -64,7 +64,7 @@ def read(folder: str | Path, image_size: int | None, storage: Storage, train: tu
     storage = storage.settled(size, len(train_labels), len(val_labels))
 
     def images(*parts: str) -> Tensor | Files:
-        return storage.images(size, *((root / f".cache-cinic10-{part}-{size}.pt", found[part][1]) for part in parts))
+        return storage.images(size, *((root / f".cache-cinic10-{part}-{size}.npz", found[part][1]) for part in parts))
 
     return ImageSet(
         images(*train),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .augment import Augment, Steps
+from .cuts import Plain, ResizedCrop
 from .files import Unreadable, opened
 from .storage import Files
-from .stream import Plain, ResizedCrop
 
 
 class Dali(Augment):

@@ -1,29 +1,26 @@
-"""Image files: found below a folder, decoded by several threads, and kept decoded in one file beside them."""
+"""Image files: found below a folder, decoded by several threads."""
 
-import hashlib
 import os
 import stat
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from helper import pickles
-
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _formats = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-_decoder = 1  # to be raised with any change that gives other pixels: it makes older caches void
+DECODER = 2  # to be raised with any change that gives other pixels: it makes older caches void
 _longest = 1000  # times the other side: what is resized by its shortest side must stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
+warnings.filterwarnings("ignore", "Palette images with Transparency")  # which is left out
 
 
 Found = os.DirEntry  # an image's file: its path, and by stat(), asked for where images are kept, whether it has changed
@@ -39,7 +36,7 @@ def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found
     FileNotFoundError: a class without images. ValueError: fewer than two classes. The folder `ignored` is none.
     """
     folders = (entry.name for entry in os.scandir(part) if entry.is_dir())
-    classes = sorted(name for name in folders if not name.startswith(".") and name != ignored)
+    classes = sorted(name for name in folders if not _of_a_system(name) and name != ignored)
     if len(classes) < 2:
         loose = sum(name.lower().endswith(_suffixes) for name in os.listdir(part))
         outside = f", and {loose} images outside, which must be moved into their classes' folders" if loose else ""
@@ -66,18 +63,30 @@ def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], sour
         )
 
 
-def images_below(place: str | Path, above: tuple[str, ...] = ()) -> Iterator[Found]:
-    """In any order. A link to a folder is followed, but not to one of those that it lies in."""
-    above = (*above, os.path.realpath(place))
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # among them macOS's "._name.jpg", which are no images
+def images_below(place: str | Path) -> Iterator[Found]:
+    """In any order, those of each folder once. Links to folders are followed, but not to those that `place` lies in."""
+    seen = {str(folder) for folder in Path(os.path.realpath(place)).parents}
+    starts = [str(place)]
+    for start in starts:
+        folders, links = [start], []
+        for folder in folders:
+            if (real := os.path.realpath(folder)) in seen:
                 continue
-            if entry.is_dir():
-                if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                    yield from images_below(entry.path, above)
-            elif entry.name.lower().endswith(_suffixes):
-                yield entry
+            seen.add(real)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _of_a_system(entry.name):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(entry.path)
+                    elif entry.name.lower().endswith(_suffixes):
+                        yield entry
+        starts += sorted(links)  # afterwards and in order, so that a folder has the same name every time
+
+
+def _of_a_system(name: str) -> bool:
+    """What archives, file managers and storage boxes add: macOS's "._name.jpg" and "__MACOSX", Synology's "@eaDir"."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def lines_of(path: Path) -> list[str]:
@@ -109,10 +118,39 @@ def opened(path: str) -> Iterator[Image.Image]:
         raise Unreadable(f"{path}: cannot be decoded as an image: {error}") from error
 
 
+def rgb(path: str) -> Image.Image:
+    """The image in 8-bit RGB. Raises Unreadable.
+
+    Alpha is left out. EXIF data turns no image; TIFF's own orientation, which PIL obeys, does.
+    """
+    with opened(path) as image:
+        return (_grey(image) if image.mode[0] in "IF" else image).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of a grey image that has more: PIL would make white of all above 255.
+
+    ValueError where its values do not say which of them is white.
+    """
+    tags = getattr(image, "tag_v2", {})
+    x = np.asarray(image)
+    low, high = x.min().item(), x.max().item()
+    if image.mode == "F":
+        white = 1
+    elif image.mode == "I" and tags:  # 32 bits, of which 8, 16 or all may be in use
+        white = 65535 if high > 255 or high == 0 else 0
+    else:
+        white = 2 ** (tags[BITSPERSAMPLE][0] if tags else 16) - 1
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"its values go from {low} to {high}; expected floats from 0 to 1 or whole numbers of 16 bits")
+    if tags and not tags.get(PHOTOMETRIC_INTERPRETATION, 0):
+        x = white - x  # 0 is white
+    return Image.fromarray(np.rint(x * np.float32(255) / white).astype(np.uint8))
+
+
 def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
     """[size, size, 3] uint8: the shortest side resized to `resized` or `size` pixels, then the centre cropped."""
-    with opened(path) as file:
-        image = file.convert("RGB")
+    image = rgb(path)
     if min(image.size) != (resized or size):
         image = transforms.resize(image, [resized or size])
     return np.asarray(image if image.size == (size, size) else transforms.center_crop(image, [size, size]))
@@ -129,46 +167,3 @@ def decode(paths: list[str], size: int, workers: int) -> Tensor:
         for _ in pool.map(fill, paths, pixels.numpy()):
             pass
     return pixels.permute(0, 3, 1, 2)
-
-
-def cached(cache: Path, files: list[Found], make: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
-    """What `make` makes of `files`, kept in `cache`, which lies in the root of their tree.
-
-    Made anew where names, sizes or times of the files differ from those that it was made for, or where it does not
-    fit: it may have come with the files. Not kept, with a warning, where the file cannot be written.
-    """
-    key = _key(files, len(str(cache.parent / "_")) - 1)
-    made = _load(cache, key, fits)
-    if made is None:
-        made = make()
-        _save(cache, {"key": key, "made": made})
-    return made
-
-
-def _key(files: list[Found], start: int) -> str:
-    """Paths count from character `start` on, below the root: a tree that was moved as a whole keeps its cache."""
-    found = ((file.path[start:], file.stat()) for file in files)
-    lines = (f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in found)
-    text = f"decoder {_decoder}\n" + "".join(lines)
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-
-
-def _load(cache: Path, key: str, fits: Callable[[Any], bool]) -> Any | None:
-    try:
-        found = pickles.read(cache)
-        return found["made"] if found["key"] == key and fits(found["made"]) else None
-    except Exception:  # missing, unreadable, cut short or something else: it is made anew
-        return None
-
-
-def _save(cache: Path, content: dict[str, Any]) -> None:
-    partial_file = cache.with_name(f"{cache.name}.{uuid.uuid4().hex[:8]}")  # two runs may decode the same tree at once
-    try:
-        with open(partial_file, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_file, cache)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where a disk is full
-        warnings.warn(f"{cache} cannot be written, images are decoded at every start: {error}", stacklevel=2)
-        partial_file.unlink(missing_ok=True)

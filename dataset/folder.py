@@ -1,19 +1,22 @@
 """Any data set kept as image files: `train/<class>/*` and `val/<class>/*`.
 
 The validation folder is `val`, else `test`, else `valid`. Images are found at any depth below their class folder, so
-that `train/<class>/images/*` will do too. Small ones are decoded once and kept in `.cache-<size>-<part>.pt` beside
+that `train/<class>/images/*` will do too. Small ones are decoded once and kept in `.cache-<size>-<part>.npz` beside
 train/, where that can be written; a tree whose file names, sizes or times have changed is decoded again.
 """
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from .base import ImageSet, register
-from .files import Found, by_class, cached, few, opened, same_classes
+from .cache import cached
+from .files import Found, by_class, few, opened, same_classes
+from .listing import Listing
 from .pixels import measure
-from .storage import LARGEST_KEPT, Listing, Storage
+from .storage import LARGEST_KEPT, Storage
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _default_size = 32
@@ -28,13 +31,18 @@ def folder(folder: str | Path, image_size: int | None, storage: Storage) -> Imag
     """
     found = listing(Path(folder))
     every = found.train_files + found.val_files
-    sizes = range(1, LARGEST_KEPT + 1)
-    size = image_size or cached(found.root / ".cache-size.pt", every, lambda: _common_size(every), sizes.__contains__)
+    size = image_size or int(
+        cached(found.root / ".cache-size.npz", every, lambda: _common_size(every), ("int64", ()), _is_size)
+    )
     data = found.at(size, storage, **IMAGENET)
     if size > LARGEST_KEPT:
         return data
-    measured = found.root / f".cache-{size}-mean-std.pt"
-    mean, std = cached(measured, found.train_files, lambda: measure(data.train_images.split(1024)), _are_channels)
+    kept = found.root / f".cache-{size}-mean-std.npz"
+
+    def measured() -> np.ndarray:
+        return np.array(measure(data.train_images.split(1024)))
+
+    mean, std = cached(kept, found.train_files, measured, ("float64", (2, 3)), _are_channels).tolist()
     return dataclasses.replace(data, mean=tuple(mean), std=tuple(std))
 
 
@@ -60,19 +68,21 @@ def _parts(root: Path) -> tuple[Path, Path]:
     return root / "train", vals[0]
 
 
-def _are_channels(x: Any) -> bool:
-    return (
-        [len(part) for part in x] == [3, 3] and all(0 <= value <= 1 for part in x for value in part) and 0 not in x[1]
-    )
+def _is_size(x: np.ndarray) -> bool:
+    return 1 <= x <= LARGEST_KEPT
 
 
-def _common_size(files: list[Found]) -> int:
+def _are_channels(x: np.ndarray) -> bool:
+    return bool(((0 <= x) & (x <= 1)).all() and x[1].all())
+
+
+def _common_size(files: list[Found]) -> np.ndarray:
     """That of the images where all are square, alike and of at most 64 pixels a side."""
     size = None
     for file in files:
         with opened(file.path) as image:
             width, height = image.size
         if width != height or width > LARGEST_KEPT or size not in (None, width):
-            return _default_size
+            return np.array(_default_size)
         size = width
-    return size
+    return np.array(size)

@@ -3,17 +3,17 @@
 import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import ImageSet
-from .files import Found, cached, decode
-from .pixels import Channels
+from .cache import cached
+from .files import Found, decode
 
 LARGEST_KEPT = 64  # pixels a side; larger images are cropped at random sizes, for which their files are needed
 
@@ -45,46 +45,18 @@ class Storage(NamedTuple):
         return self
 
     def images(self, size: int, *parts: tuple[Path, list[Found]]) -> "Tensor | Files":
-        """The images [N, 3, size, size] of all parts, each of which has a place for its cache; for `settled` ones."""
+        """The images [N, 3, size, size] of all parts, each with a place in the root for its cache. After `settled`."""
         if self.loader != "memory":
             paths = [os.fsencode(file.path) for _, files in parts for file in files]
-            return Files(np.array(paths), size, self)
+            return Files(np.array(paths), len(os.fsencode(parts[0][0].parent / "_")) - 1, size, self)
         kept = [self._kept(cache, files, size) for cache, files in parts]
         return torch.cat(kept) if len(kept) > 1 else kept[0]
 
     def _kept(self, cache: Path, files: list[Found], size: int) -> Tensor:
-        def make() -> Tensor:
-            return decode([file.path for file in files], size, self.workers)
+        def make() -> np.ndarray:
+            return decode([file.path for file in files], size, self.workers).permute(0, 2, 3, 1).numpy()
 
-        def fits(x: Any) -> bool:
-            return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.shape == (len(files), 3, size, size)
-
-        return cached(cache, files, make, fits)
-
-
-class Listing(NamedTuple):
-    """The image files of a data set and their labels, which are places in `classes`."""
-
-    root: Path
-    classes: tuple[str, ...]
-    train_files: list[Found]
-    train_labels: list[int]
-    val_files: list[Found]
-    val_labels: list[int]
-
-    def at(self, size: int, storage: Storage, mean: Channels, std: Channels) -> ImageSet:
-        """In images of `size` pixels; kept ones beside train/ too. Raises what `Storage.settled` raises."""
-        storage = storage.settled(size, len(self.train_files), len(self.val_files))
-        return ImageSet(
-            storage.images(size, (self.root / f".cache-{size}-train.pt", self.train_files)),
-            torch.tensor(self.train_labels),
-            storage.images(size, (self.root / f".cache-{size}-val.pt", self.val_files)),
-            torch.tensor(self.val_labels),
-            self.classes,
-            mean,
-            std,
-            padding=size // 8,
-        )
+        return torch.from_numpy(cached(cache, files, make, ("uint8", (len(files), size, size, 3)))).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -92,6 +64,7 @@ class Files:
     """Images [N, 3, size, size] that stay in their files; a part of them is taken as from a tensor."""
 
     paths: np.ndarray  # [N] bytes: one block of memory, which worker processes share
+    start: int  # where a path goes on below the root of the data set
     size: int
     storage: Storage
 
@@ -107,8 +80,18 @@ class Files:
 
     def identity(self) -> Tensor:
         """What tells these images from others: name, size and time of each file."""
-        stats = [(os.path.basename(path), os.stat(path)) for path in self.paths.tolist()]
-        return torch.tensor([[zlib.crc32(name), stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        names = [zlib.crc32(os.path.basename(path)) for path in self.paths.tolist()]
+        return torch.from_numpy(np.column_stack([names, self.sizes_and_times()]))
+
+    def sizes_and_times(self) -> np.ndarray:
+        """[N, 2] int64: bytes, and nanoseconds of the last change. Raises OSError where a file is gone."""
+
+        def of(paths: np.ndarray) -> list[tuple[int, int]]:
+            return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths.tolist())]
+
+        with ThreadPoolExecutor(self.storage.workers) as pool:  # for disks that answer late
+            found = pool.map(of, np.array_split(self.paths, self.storage.workers))
+            return np.array([each for part in found for each in part], np.int64).reshape(-1, 2)
 
     def names(self) -> list[str]:
         return [os.fsdecode(path) for path in self.paths.tolist()]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .base import ImageSet, register
 from .files import Found, by_class, few, images_below, lines_of, same_classes
-from .storage import Listing, Storage
+from .listing import Listing
+from .storage import Storage
 
 _name = "tiny-imagenet-200"
 

@@ -263,6 +263,23 @@ def test_folder_reads_a_tree(tmp_path):
     assert len(dataset.load("folder", tmp_path).val_images) == 4
 
 
+def test_what_systems_add_is_passed_over(tmp_path):
+    expected = dataset.load("folder", make_tree(tmp_path / "plain"))
+    root = make_tree(tmp_path / "tree")
+    image = (root / "val" / "ant" / "1.png").read_bytes()
+    for place in (root, root / "train", root / "val", root / "train" / "ant", root / "val" / "bee" / "deep"):
+        for folder in ("__MACOSX", "__MACOSX/ant", ".Trashes", ".ipynb_checkpoints", "@eaDir/1.png"):
+            (place / folder).mkdir(parents=True)
+            for name in ("1.png", "._1.png"):
+                (place / folder / name).write_bytes(image)
+        for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", "._1.png"):
+            (place / name).write_bytes(b"no image")
+    data = dataset.load("folder", root)
+    assert data.classes == ("ant", "bee")
+    assert torch.equal(data.train_images, expected.train_images) and torch.equal(data.val_images, expected.val_images)
+    assert torch.equal(data.train_labels, expected.train_labels) and torch.equal(data.val_labels, expected.val_labels)
+
+
 def test_folder_sizes(tmp_path):
     assert dataset.load("folder", make_tree(tmp_path / "a", (64, 64))).train_images.shape[-1] == 64
     assert dataset.load("folder", make_tree(tmp_path / "b", (65, 65))).train_images.shape[-1] == 32
@@ -276,9 +293,9 @@ def test_folder_sizes(tmp_path):
     assert torch.equal(data.train_images[0], plain)
     assert dataset.load("folder", wide).train_images.shape[-1] == 32
     assert sorted(path.name for path in wide.glob(".cache*")) == [
-        *(f".cache-16-{kept}.pt" for kept in ("mean-std", "train", "val")),
-        *(f".cache-32-{kept}.pt" for kept in ("mean-std", "train", "val")),
-        ".cache-size.pt",
+        *(f".cache-16-{kept}.npz" for kept in ("mean-std", "train", "val")),
+        *(f".cache-32-{kept}.npz" for kept in ("mean-std", "train", "val")),
+        ".cache-size.npz",
     ]
 
 
@@ -307,7 +324,7 @@ def test_folder_cache(tmp_path, monkeypatch):
     assert decoded
     shutil.copy(root / "val" / "bee" / "1.png", root / "val" / "bee" / "7.png")
     assert len(load(root).val_images) == 5 and decoded
-    cache = root / ".cache-8-train.pt"
+    cache = root / ".cache-8-train.npz"
     names = sorted(path.name for path in root.glob(".cache*"))
     for broken in (cache.read_bytes()[:500], b"", b"text", pickle.dumps({"key": 1}, protocol=2)):
         cache.write_bytes(broken)
@@ -321,17 +338,17 @@ def test_folder_cache(tmp_path, monkeypatch):
 
     cache.unlink()
     cache.mkdir()  # for root too, a place where no file can be written
-    with pytest.warns(UserWarning, match="cache-8-train.pt cannot be written, images are decoded at every start"):
+    with pytest.warns(UserWarning, match="cache-8-train.npz cannot be written, images are decoded at every start"):
         assert len(load(root).val_images) == 5 and decoded
     assert sorted(path.name for path in root.glob(".cache*")) == names
 
 
 def test_folder_is_never_left_half_written(tmp_path, monkeypatch):
-    def full(content, file):
+    def full(file, **content):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.warns(UserWarning, match="No space left"):
         dataset.load("folder", make_tree(tmp_path))
     assert not list(tmp_path.glob(".cache*"))
@@ -385,7 +402,7 @@ def test_folder_errors(spoil, kind, text, tmp_path):
         with pytest.raises(kind, match=text) as caught:
             dataset.load("folder", root, size)
         assert "\n" not in str(caught.value)
-    assert not list(root.glob(".cache*-val.pt"))
+    assert not list(root.glob(".cache*-val.npz"))
 
 
 # ---- subsets ----

@@ -10,6 +10,8 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import time
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -29,7 +31,7 @@ import train_student
 import train_teacher
 import transfer_student
 from dataset import Unreadable
-from dataset.files import read
+from dataset.files import images_below, read
 from scripts import unpack
 
 Tree = dict[str, tuple]
@@ -263,7 +265,6 @@ def test_images_that_are_odd_but_whole(tmp_path):
         "alpha.png": picture(mode="LA"),
         "one_bit.png": picture(mode="1"),
         "animated.gif": picture(kind="GIF", mode="P", save_all=True, append_images=[Image.new("P", (8, 8), 5)] * 3),
-        "float.tif": picture(kind="TIFF", mode="F"),
         "another_suffix.bmp": picture(kind="WEBP"),
     }
     for name, content in odd.items():
@@ -274,38 +275,26 @@ def test_images_that_are_odd_but_whole(tmp_path):
 def test_folders_that_lead_in_circles(folder):
     for n in range(8):
         (folder / "train" / "dog" / f"again{n}").symlink_to(folder / "train" / "dog")
+    (folder / "train" / "dog" / "up").symlink_to(folder)
     assert len(dataset.load("folder", folder).train_images) == 2
 
 
-def test_a_cache_that_came_with_the_images(folder):
-    """It is made for these very files, and holds something else: they are decoded."""
-    right = dataset.load("folder", folder)
-    caches = sorted(folder.glob(".cache-*"))
-    assert len(caches) == 4
-    for content in ("x", 10**9, torch.zeros(2, 3, 8, 8), torch.zeros(9, 3, 8, 8, dtype=torch.uint8), [[2.0] * 3] * 2):
-        for cache in caches:
-            key = torch.load(cache, weights_only=True)["key"]
-            cache.write_bytes(hostile.torch_saved({"key": key, "made": content}))
-        found = dataset.load("folder", folder)
-        assert torch.equal(found.train_images, right.train_images) and (found.mean, found.std) == (
-            right.mean,
-            right.std,
-        )
-
-
-# ---- data sets of other kinds ----
-
-
-def test_cifar_batches(tmp_path, capsys):
-    """Pickles that are not the published ones are never opened."""
-    for name, source in {"cifar10": CIFAR10, "cifar100": CIFAR100}.items():
-        place = tmp_path / "data" / source.base_folder
-        place.mkdir(parents=True)
-        for file in [*(name for name, _ in source.train_list + source.test_list), source.meta["filename"]]:
-            (place / file).write_bytes(hostile.pickled(hostile.system(tmp_path)))
-        message = f"--dataset {name}: {place}: expected the python batches .*; tried their MD5 sums"
-        refused(train_teacher.main, on(place, name), capsys, message)
-    assert not (tmp_path / hostile.EXECUTED).exists()
+def test_folders_that_lead_to_each_other(folder, tmp_path):
+    """Each image once, by the way without links where there is one."""
+    dog = folder / "train" / "dog"
+    (tmp_path / "outside" / "deeper").mkdir(parents=True)
+    (tmp_path / "outside" / "deeper" / "1.png").write_bytes(picture())
+    (dog / "b").symlink_to(tmp_path / "outside")
+    (dog / "a").symlink_to(tmp_path / "outside" / "deeper")
+    for n in range(7):
+        (dog / f"{n}").mkdir()
+        (dog / f"{n}" / "1.png").write_bytes(picture())
+        for other in range(7):
+            (dog / f"{n}" / f"to{other}").symlink_to(dog / f"{other}")
+    start = time.perf_counter()
+    found = [os.path.relpath(image.path, dog) for image in images_below(dog)]
+    assert time.perf_counter() - start < 1
+    assert sorted(found) == sorted([*(f"{n}/1.png" for n in range(7)), "1.png", "a/1.png"])
 
 
 def npy(x: object, **options: object) -> bytes:
@@ -321,6 +310,77 @@ def header(text: str) -> bytes:
 class Evil:
     def __reduce__(self) -> tuple:
         return os.system, (f"touch {hostile.EXECUTED}",)
+
+
+def archived(*content: bytes, method: int = zipfile.ZIP_STORED) -> Callable[[Path, str], object]:
+    return lambda cache, name: cache.write_bytes(b"".join(hostile.zipped({name: x}, method) for x in content))
+
+
+HUGE = "{'descr': '%s', 'fortran_order': False, 'shape': (1000000000000, 8, 8, 3), }\n"
+CACHES: dict[str, Callable[[Path, str], object]] = {
+    "other numbers": archived(npy(np.array(10**9))),
+    "other shape": archived(npy(np.zeros((9, 8, 8, 3), np.uint8))),
+    "other dtype": archived(npy(np.zeros((2, 8, 8, 3)))),
+    "other order": archived(npy(np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8)))),
+    "mean of 2": archived(npy(np.full((2, 3), 2.0))),
+    "deviation of 0": archived(npy(np.zeros((2, 3)))),
+    "mean that is NaN": archived(npy(np.full((2, 3), np.nan))),
+    "size of 0": archived(npy(np.array(0))),
+    "objects": archived(npy(np.array(Evil(), dtype=object), allow_pickle=True)),
+    "10**12 images": archived(header(HUGE % "|u1")),
+    "10**12 objects": archived(header(HUGE % "|O")),
+    "header of another version": archived(header(HUGE % "|u1").replace(b"NUMPY\1", b"NUMPY\2")),
+    "nested header": archived(header("(" * 9000 + "\n")),
+    "code as header": archived(header("__import__('os').system('touch executed')\n")),
+    "packed zeros": archived(bytes(10**8), method=zipfile.ZIP_DEFLATED),
+    "no array": archived(b""),
+    "cut short": lambda cache, name: cache.write_bytes(hostile.zipped({name: npy(np.zeros(384, np.uint8))})[:300]),
+    "spoilt": lambda cache, name: cache.write_bytes(
+        hostile.zipped({name: npy(np.zeros((2, 8, 8, 3), np.uint8))}).replace(bytes(99), bytes(98) + b"x")
+    ),
+    "another name": lambda cache, name: cache.write_bytes(hostile.zipped({"x.npy": npy(np.array(8))})),
+    "plain array": lambda cache, name: cache.write_bytes(header(HUGE % "|u1")),
+    "torch": lambda cache, name: cache.write_bytes(hostile.torch_saved({"key": name[:-4], "made": 8})),
+    "a pickle": lambda cache, name: cache.write_bytes(pickle.dumps(Evil())),
+    "empty": lambda cache, name: cache.touch(),
+    "pipe": lambda cache, name: os.mkfifo(cache),
+    "endless": lambda cache, name: cache.symlink_to("/dev/zero"),
+}
+
+
+def test_a_cache_that_came_with_the_images(folder):
+    """Its array has the name for these very files, and is another: they are decoded, and little memory is taken."""
+    right = dataset.load("folder", folder)
+    caches = sorted(folder.glob(".cache-*"))
+    assert len(caches) == 4
+    names = {cache: zipfile.ZipFile(cache).namelist()[0] for cache in caches}
+    for make in CACHES.values():
+        for cache, name in names.items():
+            cache.unlink()
+            make(cache, name)
+        tracemalloc.start()
+        found = dataset.load("folder", folder)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**22 and not Path(hostile.EXECUTED).exists()
+        assert torch.equal(found.train_images, right.train_images) and torch.equal(found.val_images, right.val_images)
+        assert (found.mean, found.std) == (right.mean, right.std)
+        assert all(zipfile.ZipFile(cache).namelist() == [name] for cache, name in names.items())
+
+
+# ---- data sets of other kinds ----
+
+
+def test_cifar_batches(tmp_path, capsys):
+    """Pickles that are not the published ones are never opened."""
+    for name, source in {"cifar10": CIFAR10, "cifar100": CIFAR100}.items():
+        place = tmp_path / "data" / source.base_folder
+        place.mkdir(parents=True)
+        for file in [*(name for name, _ in source.train_list + source.test_list), source.meta["filename"]]:
+            (place / file).write_bytes(hostile.pickled(hostile.system(tmp_path)))
+        message = f"--dataset {name}: {place}: expected the python batches .*; tried their MD5 sums"
+        refused(train_teacher.main, on(place, name), capsys, message)
+    assert not (tmp_path / hostile.EXECUTED).exists()
 
 
 LABELS = npy(np.zeros(2, np.uint8))

@@ -143,7 +143,7 @@ def test_tinyimagenet_from_a_folder(tmp_path):
     plain = transforms.resize(Image.open(root / "val" / "images" / "val_0.JPEG"), [32])
     assert torch.equal(small.val_images[0], transforms.pil_to_tensor(plain)) and small.padding == 4
     assert sorted(path.name for path in root.glob(".*")) == [
-        f".cache-{size}-{part}.pt" for size in (32, 64) for part in ("train", "val")
+        f".cache-{size}-{part}.npz" for size in (32, 64) for part in ("train", "val")
     ]
 
 
@@ -218,7 +218,7 @@ def test_tinyimagenet_errors(spoil, kind, text, tmp_path):
     spoil(make_tinyimagenet(tmp_path) / "tiny-imagenet-200")
     with pytest.raises(kind, match=text) as caught:
         dataset.load("tinyimagenet", tmp_path)
-    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/.cache*-val.pt"))
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/.cache*-val.npz"))
 
 
 # ---- CINIC-10 ----

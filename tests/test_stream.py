@@ -23,7 +23,7 @@ from torchvision.transforms import functional as published
 import dataset
 import train_teacher
 from dataset.autoaugment import AutoAugment
-from dataset.stream import PaddedCrop, ResizedCrop
+from dataset.cuts import PaddedCrop, ResizedCrop
 from distiller_zoo.sskd import Rotations
 
 STREAM = dataset.Storage("stream", workers=2)
