@@ -7,10 +7,10 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 
 SAVE=${SAVE:-save}
 [ -n "${OUT:-}" ] || fail "give OUT, the folder under results/"
-read -ra figures <<<"${FIGURES---figures}"
+mapfile -t figures < <(words "${FIGURES---figures}")
 while IFS= read -r summary; do
   run=${summary%/*}
   mkdir -p "$OUT/runs/${run#"$SAVE"/}"
   cp "$run"/{options.json,summary.json,*log.csv} "$OUT/runs/${run#"$SAVE"/}/"
 done < <(find "$SAVE" -name summary.json | sort)
-"$PYTHON" scripts/summarize.py "$SAVE" --out "$OUT" "${figures[@]}"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE" --out "$OUT" "${figures[@]}"

@@ -16,18 +16,18 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar100}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 [ -n "${STUDENT_FILE:-}" ] || fail "give STUDENT_FILE, a checkpoint of the student"
-network=${STUDENT:-$("$PYTHON" scripts/procedures.py network "$STUDENT_FILE")}
-read -ra teachers <<<"${TEACHERS:-}"
+network=${STUDENT:-$("$PYTHON" "$ROOT/scripts/procedures.py" network "$STUDENT_FILE")}
+mapfile -t teachers < <(words "${TEACHERS:-}")
 if [ -n "${MODEL_LIST:-}" ]; then
-  listed=$("$PYTHON" scripts/procedures.py teachers "$MODEL_LIST" --t_seed "${T_SEED:-1234}" \
+  listed=$("$PYTHON" "$ROOT/scripts/procedures.py" teachers "$MODEL_LIST" --t_seed "${T_SEED:-1234}" \
     --n "${N:-0}" --curriculum "${CURRICULUM:-none}")
   mapfile -t teachers <<<"$listed"
 fi
 [ ${#teachers[@]} != 0 ] || fail "give TEACHERS or MODEL_LIST"
-read -ra method <<<"${METHOD:-dp}"
+mapfile -t method < <(words "${METHOD:-dp}")
 
 files=() chain=$network
 for teacher in "${teachers[@]}"; do
@@ -39,11 +39,11 @@ NAME=${NAME:-${chain}_${DATASET}_$(slug "${method[@]}")}
 
 names=()
 for n in $(seq ${#files[@]}); do names+=("${NAME}_teacher$n"); done
-for seed in $SEEDS; do
+for seed in "${seeds[@]}"; do
   FOUND=$STUDENT_FILE
   for n in "${!files[@]}"; do
     student "${names[n]}" "$seed" --path_t "${files[n]}" --model_s "$network" --path_s "$FOUND" \
-      --config configs/trained_student.json --distill "${method[@]}" --save_predictions || break
+      --config "$ROOT/configs/trained_student.json" --distill "${method[@]}" --save_predictions || break
     table history "continual/$NAME/history" "${names[@]}" >/dev/null
   done
 done
