@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import train_student
 import train_teacher
 import transfer_student
 from benchmarks import loader, step_time
+from helper import checkpoint
+from helper.util import UserError
 from scripts import compare_predictions, procedures, summarize, unpack
 
 
@@ -336,3 +339,13 @@ def test_a_file_cannot_hide_behind_a_good_name(bad, teacher, capsys):
         (bad / "cut.pth").write_bytes(whole[: int(len(whole) * part)])
         message = r"cut.pth: truncated, or not a checkpoint"
         trained(train_student, "--path_t {bad}/cut.pth", bad, teacher, capsys, message)
+
+
+def test_a_key_that_comes_twice_is_found_at_once(tmp_path):
+    """Among many: the time grows with their number, not with its square."""
+    keys = ", ".join(f'"key{n}": 0' for n in range(40_000))
+    (tmp_path / "c.json").write_text(f'{{{keys}, "key39999": 1}}')
+    began = time.process_time()
+    with pytest.raises(UserError, match="--config .*c.json: not JSON: 'key39999' stands there twice"):
+        checkpoint.load_json(tmp_path / "c.json", "--config")
+    assert time.process_time() - began < 5
