@@ -273,6 +273,7 @@ TOOLS = [
     (summarize, "{bad}/no_images", r"no_images: no run in there"),
     (summarize, "{teacher}", r"last.pth: no such folder"),
     (summarize, "{run} --figures", r"--figures needs --out DIR, the folder for the pictures"),
+    (summarize, "{run} --runs", r"--runs needs --out DIR"),
     (summarize, "{run} --figure", r"unknown option --figure; near: --figures"),
     (summarize, "{run} --out {bad}/file", r"--out .*/file: .*File exists"),
     (procedures, "", r"the following arguments are required: {table,grid,history,teachers,network}"),
@@ -320,7 +321,9 @@ BASH = [
     ("contdist_job.sh", {"STUDENT_FILE": "x.pth", "STUDENT": "resnet8"}, "give TEACHERS or MODEL_LIST"),
     ("contdist_job.sh", {"STUDENT_FILE": "nowhere.pth"}, "checkpoint nowhere.pth: no such file"),
     ("quickstart.sh", {"EPOCHS": "0"}, "--epochs: expected a whole number of at least 1, found 0"),
-    ("collect.sh", {}, "error: give OUT, the folder under results/"),
+    ("collect.sh", {}, "error: give RESULTS, the folder under results/"),
+    ("collect.sh", {"OUT": "out"}, "error: give RESULTS, the folder under results/"),
+    ("collect.sh", {"RESULTS": "out"}, "save: no such folder"),
 ]
 
 

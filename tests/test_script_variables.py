@@ -40,7 +40,7 @@ LISTS = {  # every variable of these scripts that holds several things
 NEEDED = {
     "contdist_job.sh": {"STUDENT_FILE": "s.pth", "STUDENT": "resnet8"},
     "dist_job.sh": {"STUDENT_FILE": "s.pth", "STUDENT": "resnet8", "TEACHER": "vgg8"},
-    "collect.sh": {"RESULTS": "results", "OUT": "results"},
+    "collect.sh": {"RESULTS": "results"},
 }
 EACH = [(script, name) for script, lists in LISTS.items() for name in lists]
 
