@@ -11,7 +11,6 @@ import csv
 import importlib.util
 import io
 import json
-import statistics
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from collections import Counter
@@ -184,19 +183,10 @@ def write(path: str, rows: list[list]) -> None:
 
 
 def draw(path: str, title: str, curves: dict[str, list[float]]) -> None:
-    """Means of each mode's last 10 epochs, or as many as there were, to .pdf and .png."""
-    from matplotlib.figure import Figure
+    """Each mode's accuracy in every epoch, to .pdf and .png."""
+    from scripts.curves import Curve, draw  # needs matplotlib
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    ax = figure.subplots()
-    for i, (mode, curve) in enumerate(curves.items()):
-        means = [statistics.mean(curve[max(0, end - 10) : end]) for end in range(1, len(curve) + 1)]
-        style = {"color": f"C{i % 7}", "linestyle": "-" if i < 7 else "--", "marker": "." if len(curve) < 8 else None}
-        ax.plot(range(1, len(curve) + 1), means, label=mode, **style)
-    ax.set(title=title, xlabel="epoch", ylabel="validation accuracy, %, mean of 10 epochs")
-    ax.grid(axis="y", color="0.9")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside right center")
+    figure = draw(f"{title}: validation accuracy", "last epoch, %", [Curve(*curve) for curve in curves.items()])
     for kind in ("pdf", "png"):
         figure.savefig(f"{path}.{kind}", dpi=150)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ def load_json(path: str | Path, flag: str) -> dict[str, Any]:
     """A JSON object. Raises UserError, naming the flag and the file, for what is missing, broken or ambiguous."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
-        return dict(pairs)
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"{key!r} stands there twice")
+        return value
 
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is no number of JSON")

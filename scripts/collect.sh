@@ -1,16 +1,11 @@
 #!/usr/bin/env bash
-# Copies what documents the finished runs below SAVE (options.json, logs, summary.json; no weights) to OUT/runs, and
-# writes the tables and figures of them to OUT.
-#   SAVE=save  OUT=results/mine  FIGURES=--figures
+# Copies what documents the finished runs below SAVE (options.json, logs, summary.json; no weights) to RESULTS/runs, and
+# writes the tables and figures of them to RESULTS. Of this machine's absolute paths, what is below SAVE begins with its
+# name there, of others the last names are left. Variables, with their defaults:
+#   RESULTS=FOLDER  required, below results/  SAVE=save  FIGURES=--figures
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
-SAVE=${SAVE:-save}
-[ -n "${OUT:-}" ] || fail "give OUT, the folder under results/"
-read -ra figures <<<"${FIGURES---figures}"
-while IFS= read -r summary; do
-  run=${summary%/*}
-  mkdir -p "$OUT/runs/${run#"$SAVE"/}"
-  cp "$run"/{options.json,summary.json,*log.csv} "$OUT/runs/${run#"$SAVE"/}/"
-done < <(find "$SAVE" -name summary.json | sort)
-"$PYTHON" scripts/summarize.py "$SAVE" --out "$OUT" "${figures[@]}"
+[ -n "${RESULTS:-}" ] || fail "give RESULTS, the folder under results/"
+mapfile -t figures < <(words "${FIGURES---figures}")
+"$PYTHON" "$ROOT/scripts/summarize.py" "${SAVE:-save}" --out "$RESULTS" --runs "${figures[@]}"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
+from scripts.pipe import quiet_end  # noqa: E402
 
 COLUMNS = ["index", "label", "prediction", "confidence"]
 
@@ -66,6 +67,7 @@ def compare(
     return result
 
 
+@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,13 +99,13 @@ def main(argv: list[str] | None = None) -> None:
         lines.append({"class": group, **compare(labels[chosen], *parts, teacher)})
     header = list(lines[0])
     printed = [[f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in x.values()] for x in lines]
-    for row in [header, ["---"] * len(header), *printed]:
-        print(f"| {' | '.join(row)} |")
     if opt.csv:
         with mendable(f"--csv {opt.csv}"), open(opt.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, header, lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
+    for row in [header, ["---"] * len(header), *printed]:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A trained student learns from one trained teacher: contdist_job.sh with the settings published for a single pair.
-# Top-1, its change, gained and lost samples and transfer rate are in SAVE/continual/NAME/history.csv.
+# Top-1, its change, gained and lost samples and transfer rate are in SAVE/continual/RUN_NAME/history.csv.
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   STUDENT_FILE=FILE  TEACHER=FILE
 #   METHOD="sup -r 0.32 -b 0.68 --kl_k 100 --mcl_tau 0.9999 --mcl_every 2 --learning_rate 1e-3"
-#   and STUDENT, DATASET, SEEDS, SAVE, NAME, TEACHER_OPTIONS, OPTIONS as there
+#   and STUDENT, DATASET, SEEDS, SAVE, RUN_NAME, TEACHER_OPTIONS, OPTIONS as there
 # STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHER=resnet56 bash scripts/dist_job.sh
 set -euo pipefail
 if [ -z "${STUDENT_FILE:-}" ] || [ -z "${TEACHER:-}" ]; then

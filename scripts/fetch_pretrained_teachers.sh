@@ -10,17 +10,17 @@
 #                      teacher; .../releases/tags/... is GitHub's list of a release's files; any other is an archive.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
-source scripts/download.sh
+source "$ROOT/scripts/download.sh"
 
-TEACHERS=${TEACHERS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}
+mapfile -t teachers < <(words "${TEACHERS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}")
 SAVE=${SAVE:-save}
 # The original host is last: it has not answered for years. What is inside the archives: cifar_teachers/ and cifar_ckpts/
 # hold <name>_vanilla/ckpt_epoch_240.pth; of the third, only the release is known, so its files are listed and searched.
-MIRRORS=${MIRRORS:-
+mapfile -t mirrors < <(words "${MIRRORS:-
 https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar
 https://github.com/hunto/DIST_KD/releases/download/v0.0.2/cifar_ckpts.zip
 https://api.github.com/repos/zhengli97/CTKD/releases/tags/pretrained-models
-https://shape2prog.csail.mit.edu/repo/%s_vanilla/ckpt_epoch_240.pth}
+https://shape2prog.csail.mit.edu/repo/%s_vanilla/ckpt_epoch_240.pth}")
 
 # Found equal in the first archive and on the original host. Nobody has published the sums of the other five.
 known_sha256() {
@@ -35,9 +35,11 @@ place() { echo "$SAVE/models/$1_vanilla/ckpt_epoch_240.pth"; }
 # loadable {NAME FILE SHA256}...: prints `NAME FILE` for the first file of each name that is that network; says why others
 # are not. An empty SHA256 is not compared.
 loadable() {
-  [ $# = 0 ] || "$PYTHON" - "$@" <<'END'
+  [ $# = 0 ] || "$PYTHON" - "$ROOT" "$@" <<'END'
 import hashlib
 import sys
+
+sys.path[0] = sys.argv.pop(1)  # the folder that this is called from may have modules of the same names
 
 import models
 from helper import checkpoint
@@ -79,7 +81,7 @@ get() {
       mkdir "$folder"
       mv "$kept" "$folder/${1##*/}"
       ;;
-    *) "$PYTHON" scripts/unpack.py "$kept" "$folder" || rm -r "$folder" ;;
+    *) "$PYTHON" "$ROOT/scripts/unpack.py" "$kept" "$folder" || rm -r "$folder" ;;
   esac
   rm -f "$kept"
 }
@@ -108,12 +110,12 @@ install() {
 }
 
 there=" " candidates=() missing=()
-for name in $TEACHERS; do [ ! -f "$(place "$name")" ] || candidates+=("$name" "$(place "$name")" ""); done
+for name in "${teachers[@]}"; do [ ! -f "$(place "$name")" ] || candidates+=("$name" "$(place "$name")" ""); done
 while read -r name file; do
   echo "$name: $file is there"
   there+="$name "
 done < <(loadable "${candidates[@]}")
-for name in $TEACHERS; do [[ $there == *" $name "* ]] || missing+=("$name"); done
+for name in "${teachers[@]}"; do [[ $there == *" $name "* ]] || missing+=("$name"); done
 [ ${#missing[@]} != 0 ] || exit 0
 
 parts=$SAVE/models/.downloads
@@ -121,7 +123,7 @@ mkdir -p "$parts"
 work=$(mktemp -d "$SAVE/models/.unpacked.XXXXXX")
 trap 'rm -rf "$work"; rmdir "$parts" 2>/dev/null || true' EXIT
 
-for mirror in $MIRRORS; do
+for mirror in "${mirrors[@]}"; do
   echo "== ${missing[*]}: $mirror"
   case $mirror in
     *%s*)
@@ -148,7 +150,7 @@ done
 {
   echo "no mirror gave ${missing[*]}. Try again later, name others in MIRRORS, or train them:"
   for name in "${missing[@]}"; do
-    echo "  $PYTHON train_teacher.py --model $name --save_folder $SAVE --run_name ${name}_vanilla"
+    echo "  $PYTHON $ROOT/train_teacher.py --model $name --save_folder $SAVE --run_name ${name}_vanilla"
   done
 } >&2
 exit 1

@@ -10,14 +10,12 @@ t-SNE is of the pooled features, with a perplexity of 40 and 1000 iterations.
 
 import functools
 import re
-import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from cycler import cycler  # comes with matplotlib
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
@@ -27,8 +25,9 @@ from helper import checkpoint
 from helper.options import images_of
 from helper.util import UserError, choose_device, mendable
 
-# colour-blind safe: Okabe and Ito's without the yellow, too pale for a line; Tol's "muted" and black
-LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+from . import curves
+
+# colour-blind safe: Tol's "muted" and black
 CLASSES = ("#CC6677 #332288 #DDCC77 #117733 #88CCEE #882255 #44AA99 #999933 #AA4499 #000000").split()
 DATA = ("dataset", "data_folder", "image_size", "limit_train", "limit_val")
 
@@ -84,7 +83,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 
 def draw_curves(rows: list, out: Path) -> None:
-    """A plot for each pair of teacher and student, and for the teachers of each data set: all epochs, the last."""
+    """A plot for each pair of teacher and student, and for the teachers of each data set."""
     plots = defaultdict(list)
     for row in reversed(rows):  # the best of each pair first
         names = tuple(filter(None, row.pair.values()))
@@ -92,25 +91,13 @@ def draw_curves(rows: list, out: Path) -> None:
             plots[names[:2] if row.kind == "teachers" else names].append(row)
     for names, members in plots.items():
         members.sort(key=lambda row: row.method != "none")  # `none` is always black
-        longest = max(len(row.curve()) for row in members)
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for ax, start in ((left, 0), (right, longest * 3 // 4)):  # there methods part: on a scale of its own
-            ax.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=LINES))
-            for row in members:
-                mean = np.array([epoch["val_acc_mean"] for epoch in row.curve()[start:]])
-                deviation = np.array([epoch["val_acc_deviation"] or 0 for epoch in row.curve()[start:]])
-                epochs = start + 1 + np.arange(len(mean))
-                label = f"{statistics.mean(row.last):.1f}  {row.label} ({len(row.runs)})"
-                (line,) = ax.plot(epochs, mean, label=label, marker="." if longest < 8 else None)
-                ax.fill_between(epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, lw=0)
-            ax.set(title="last quarter" if start else "all epochs", xlabel="epoch", ylabel="validation accuracy, %")
-            ax.grid(axis="y", color="0.9")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        legend = left.get_legend_handles_labels()
-        figure.legend(*legend, loc="outside right center", title="last epoch, % (seeds)")
-        figure.suptitle(f"{', '.join(names)}: validation accuracy, mean ± deviation over the seeds")
-        save(figure, out, "_".join(["curves", *names]))
+        drawn = []
+        for row in members:
+            mean, deviation = zip(*(epoch.values() for epoch in row.curve()), strict=True)
+            label = f"{row.label} ({len(row.runs)})"
+            drawn.append(curves.Curve(label, mean, deviation if len(row.runs) > 1 else ()))
+        title = f"{', '.join(names)}: validation accuracy, mean ± deviation over the seeds"
+        save(curves.draw(title, "last epoch, % (seeds)", drawn), out, "_".join(["curves", *names]))
 
 
 def matrices(teacher: Outputs, student: Outputs) -> Figure:

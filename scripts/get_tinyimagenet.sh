@@ -5,7 +5,7 @@
 #   SHA256=6198...             of that file; SHA256= does not compare the sum of another source
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
-source scripts/download.sh
+source "$ROOT/scripts/download.sh"
 
 DATA=${DATA:-data}
 URL=${URL:-https://cs231n.stanford.edu/tiny-imagenet-200.zip}
@@ -14,8 +14,10 @@ name=tiny-imagenet-200
 
 # listed FOLDER: whether the loader finds every image and label there; says what it found, or what is wrong
 listed() {
-  "$PYTHON" - "$1" <<'END'
+  "$PYTHON" - "$ROOT" "$1" <<'END'
 import sys
+
+sys.path[0] = sys.argv.pop(1)  # the folder that this is called from may have modules of the same names
 
 from dataset.tinyimagenet import listing
 
@@ -39,7 +41,7 @@ download "$URL" "$DATA/$name.zip" "$SHA256" || {
 }
 work=$(mktemp -d "$DATA/.unpacked.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-if ! "$PYTHON" scripts/unpack.py "$DATA/$name.zip" "$work" || ! listed "$work/$name"; then
+if ! "$PYTHON" "$ROOT/scripts/unpack.py" "$DATA/$name.zip" "$work" || ! listed "$work/$name"; then
   rm "$DATA/$name.zip"
   echo "error: what $URL gave is not the data set" >&2
   exit 1

@@ -22,6 +22,7 @@ import models  # noqa: E402
 from helper import checkpoint, options  # noqa: E402
 from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
+from scripts.pipe import quiet_end  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
 
 Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
@@ -175,13 +176,14 @@ def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
     lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
     blocks = ["\n".join(f"| {' | '.join(line)} |" for line in lines)] if shown else ["no finished run"]
     markdown = "\n\n".join([*blocks, *notes])
-    print(markdown)
     with mendable(f"--out {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + ".md").write_text(markdown + "\n")
         write_csv(path.with_name(path.name + ".csv"), full)
+    print(markdown)
 
 
+@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034
 # Sourced by the other scripts after setup.sh: variables and steps that they share. A step that was done is passed over.
-SEEDS=${SEEDS:-1 2 3}
 SAVE=${SAVE:-save}
-read -ra TEACHER_FLAGS <<<"${TEACHER_OPTIONS:-}"
-read -ra STUDENT_FLAGS <<<"${OPTIONS:-}"
+mapfile -t seeds < <(words "${SEEDS:-1 2 3}")
+mapfile -t TEACHER_FLAGS < <(words "${TEACHER_OPTIONS:-}")
+mapfile -t STUDENT_FLAGS < <(words "${OPTIONS:-}")
 LAUNCH=() # what starts several processes of a student's training
 COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
 FAILED=() # a run that is refused, or that diverged, does not stop the others
@@ -23,15 +23,17 @@ find_teacher() {
   # a run of ours has options.json, and its result is last.pth whatever else it has kept
   if [ ! -f "$FOUND" ] || [ -f "$folder/options.json" ]; then
     FOUND=$folder/last.pth
-    "$PYTHON" train_teacher.py --model "$1" "${COMMON[@]}" --run_name "${1}_vanilla" "${TEACHER_FLAGS[@]}"
+    "$PYTHON" "$ROOT/train_teacher.py" --model "$1" "${COMMON[@]}" --run_name "${1}_vanilla" "${TEACHER_FLAGS[@]}"
   fi
 }
 
 # read_pair: sets model_t and model_s to those of PAIR=teacher:student, or of PAIR="teacher student" for names with colons
 read_pair() {
-  [[ $PAIR == *" "* ]] || PAIR=${PAIR/:/ }
-  read -r model_t model_s <<<"$PAIR"
-  [ -n "$model_s" ] || fail "PAIR=$PAIR: expected teacher:student"
+  local two
+  mapfile -t two < <(words "$PAIR")
+  [ ${#two[@]} != 1 ] || mapfile -t two < <(words "${PAIR/:/ }")
+  [ ${#two[@]} = 2 ] || fail "PAIR=$PAIR: expected teacher:student"
+  model_t=${two[0]} model_s=${two[1]}
 }
 
 # slug FLAGS...: the flags as part of a folder's name
@@ -46,7 +48,7 @@ slug() {
 student() {
   echo "== $1, seed $2"
   FOUND=$SAVE/student_model/$1_$2/last.pth
-  "$PYTHON" "${LAUNCH[@]}" train_student.py --run_name "$1_$2" --trial "$2" "${COMMON[@]}" "${@:3}" \
+  "$PYTHON" "${LAUNCH[@]}" "$ROOT/train_student.py" --run_name "$1_$2" --trial "$2" "${COMMON[@]}" "${@:3}" \
     "${STUDENT_FLAGS[@]}" && return
   FAILED+=("$1, seed $2")
   return 1
@@ -54,8 +56,7 @@ student() {
 
 # table KIND NAME ...: prints a table of students' runs, and writes it to SAVE/NAME.md and SAVE/NAME.csv
 table() {
-  # shellcheck disable=SC2086
-  "$PYTHON" scripts/procedures.py "$1" --save "$SAVE" --seeds $SEEDS --out "$SAVE/$2" "${@:3}"
+  "$PYTHON" "$ROOT/scripts/procedures.py" "$1" --save "$SAVE" --seeds "${seeds[@]}" --out "$SAVE/$2" "${@:3}"
 }
 
 finish() {

@@ -7,11 +7,11 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 SAVE=${SAVE:-save/quickstart}
 EPOCHS=${EPOCHS:-12}
 common=(--dataset digits --epochs "$EPOCHS" --lr_decay_epochs "8,11" --save_folder "$SAVE")
-run() { "$PYTHON" "$@" "${common[@]}"; }
+run() { "$PYTHON" "$ROOT/$1" "${@:2}" "${common[@]}"; }
 
 run train_teacher.py --model resnet20 --run_name resnet20
 for method in none kd crd; do
   run train_student.py --path_t "$SAVE/models/resnet20/last.pth" --model_s resnet8 \
     --distill "$method" --run_name "resnet8_$method"
 done
-"$PYTHON" scripts/summarize.py "$SAVE"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"

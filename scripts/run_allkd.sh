@@ -10,21 +10,21 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar10}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 STUDENT=${STUDENT:-resnet8}
-read -ra teachers <<<"${TEACHERS:-resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56}"
-read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
+mapfile -t teachers < <(words "${TEACHERS:-resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56}")
+mapfile -t method < <(words "${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}")
 end=${STUDENT}_${DATASET}_$(slug "${method[@]}")
 
-for seed in $SEEDS; do
+for seed in "${seeds[@]}"; do
   student "${STUDENT}_${DATASET}_none" "$seed" --model_s "$STUDENT" --distill none || true
 done
 rows=(--row alone "${STUDENT}_${DATASET}_none")
 for teacher in "${teachers[@]}"; do
   find_teacher "$teacher" || { FAILED+=("teacher $teacher") && continue; }
   teacher=$FOUND
-  for seed in $SEEDS; do
+  for seed in "${seeds[@]}"; do
     student "$LABEL+$end" "$seed" --path_t "$teacher" --model_s "$STUDENT" --distill "${method[@]}" || true
   done
   rows+=(--row "by $LABEL" "$LABEL+$end")

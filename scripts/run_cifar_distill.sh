@@ -2,7 +2,7 @@
 # Every method for one teacher > student pair, several seeds, and the table of their last epochs.
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   PAIR=resnet32x4:resnet8x4  DATASET=cifar100  SEEDS="1 2 3"  SAVE=save
-#   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"
+#   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"; or one a line
 #   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
 #   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar_distill.sh
@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
 DATASET=${DATASET:-cifar100}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 PAIR=${PAIR:-resnet32x4:resnet8x4}
 METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd; \
@@ -18,14 +18,14 @@ ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; 
 read_pair
 
 find_teacher "${TEACHER:-$model_t}"
-IFS=';' read -ra methods <<<"$METHODS"
-for seed in $SEEDS; do
+mapfile -t methods < <(items "$METHODS")
+for seed in "${seeds[@]}"; do
   for method in "${methods[@]}"; do
-    read -ra flags <<<"$method"
+    mapfile -t flags < <(words "$method")
     echo "== $model_t > $model_s: ${flags[*]}, seed $seed"
-    "$PYTHON" train_student.py --path_t "$FOUND" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
+    "$PYTHON" "$ROOT/train_student.py" --path_t "$FOUND" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
       "${COMMON[@]}" "${STUDENT_FLAGS[@]}" || FAILED+=("${flags[*]}, seed $seed")
   done
 done
-"$PYTHON" scripts/summarize.py "$SAVE"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"
 finish

@@ -9,11 +9,11 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
-DATASETS=${DATASETS:-stl10 tinyimagenet}
-SEEDS=${SEEDS:-1 2 3}
 SAVE=${SAVE:-save}
-read -ra students <<<"${STUDENTS:-}"
-read -ra options <<<"${OPTIONS:-}"
+mapfile -t datasets < <(words "${DATASETS:-stl10 tinyimagenet}")
+mapfile -t seeds < <(words "${SEEDS:-1 2 3}")
+mapfile -t students < <(words "${STUDENTS:-}")
+mapfile -t options < <(words "${OPTIONS:-}")
 
 if [ ${#students[@]} = 0 ]; then
   for summary in "$SAVE"/student_model/*/summary.json; do
@@ -21,14 +21,14 @@ if [ ${#students[@]} = 0 ]; then
   done
 fi
 [ ${#students[@]} != 0 ] || fail "no finished run in $SAVE/student_model; name checkpoints or run folders in STUDENTS"
-for seed in $SEEDS; do
-  for dataset in $DATASETS; do
+for seed in "${seeds[@]}"; do
+  for dataset in "${datasets[@]}"; do
     for student in "${students[@]}"; do
       [ ! -d "$student" ] || student=${student%/}/last.pth
       echo "== $student > $dataset, seed $seed"
-      "$PYTHON" transfer_student.py --path_s "$student" --dataset "$dataset" --image_size 32 --trial "$seed" \
+      "$PYTHON" "$ROOT/transfer_student.py" --path_s "$student" --dataset "$dataset" --image_size 32 --trial "$seed" \
         --save_folder "$SAVE" "${options[@]}"
     done
   done
 done
-"$PYTHON" scripts/summarize.py "$SAVE/transfer"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE/transfer"

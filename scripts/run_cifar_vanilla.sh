@@ -8,14 +8,14 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 
-MODELS=${MODELS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}
+mapfile -t networks < <(words "${MODELS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}")
 DATASET=${DATASET:-cifar100}
-SEEDS=${SEEDS:-0}
+mapfile -t seeds < <(words "${SEEDS:-0}")
 SAVE=${SAVE:-save}
-read -ra options <<<"${OPTIONS:-}"
+mapfile -t options < <(words "${OPTIONS:-}")
 
-for seed in $SEEDS; do
-  for model in $MODELS; do
+for seed in "${seeds[@]}"; do
+  for model in "${networks[@]}"; do
     echo "== $model, seed $seed"
     run=${model}_vanilla
     [ "$seed" = 0 ] || run+=_$seed
@@ -24,8 +24,8 @@ for seed in $SEEDS; do
       echo "$SAVE/models/$run was fetched; SAVE=... trains elsewhere"
       continue
     fi
-    "$PYTHON" train_teacher.py --model "$model" --dataset "$DATASET" --save_folder "$SAVE" --run_name "$run" \
+    "$PYTHON" "$ROOT/train_teacher.py" --model "$model" --dataset "$DATASET" --save_folder "$SAVE" --run_name "$run" \
       --trial "$seed" "${options[@]}"
   done
 done
-"$PYTHON" scripts/summarize.py "$SAVE/models"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE/models"

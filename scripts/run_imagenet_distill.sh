@@ -15,7 +15,7 @@ source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-imagenet}
 SEEDS=${SEEDS:-1}
 NPROC=${NPROC:-1}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 COMMON+=(--data_folder "${DATA_FOLDER:-data}")
 if [ "$NPROC" != 1 ]; then
@@ -28,11 +28,11 @@ recipe() {
   [ "$1" != tfkd ] || file=${TEACHER_18:-}
   local teacher=(--pretrained_t)
   [ -z "$file" ] || teacher=(--path_t "$file")
-  student "ilsvrc2012_$1" "$2" --config "configs/ilsvrc2012/$1.json" "${teacher[@]}" "${@:3}"
+  student "ilsvrc2012_$1" "$2" --config "$ROOT/configs/ilsvrc2012/$1.json" "${teacher[@]}" "${@:3}"
 }
 
-read -ra methods <<<"${METHODS:-kd at ft crd tfkd sskd l2 pad_l2}"
-for seed in $SEEDS; do
+mapfile -t methods < <(words "${METHODS:-kd at ft crd tfkd sskd l2 pad_l2}")
+for seed in "${seeds[@]}"; do
   for method in "${methods[@]}"; do
     case $method in
       kd | at | ft | tfkd) recipe "$method" "$seed" --adjust_lr --batch_size $((256 * NPROC)) ;;
@@ -46,5 +46,5 @@ for seed in $SEEDS; do
     esac || true
   done
 done
-"$PYTHON" scripts/summarize.py "$SAVE"
+"$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"
 finish

@@ -20,19 +20,21 @@ cinic)
 *) fail "GRID=$GRID: expected cinic or nothing" ;;
 esac
 DATASET=${DATASET:-cifar10}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 PAIR=${PAIR:-resnet26:resnet8}
 read_pair
 find_teacher "${TEACHER:-$model_t}"
 teacher=$FOUND names=()
-for alpha in ${ALPHAS:-0.1 0.4 0.5 0.7 1.0}; do
+mapfile -t alphas < <(words "${ALPHAS:-0.1 0.4 0.5 0.7 1.0}")
+mapfile -t temperatures < <(words "${TEMPERATURES:-1 5 10 15 20}")
+for alpha in "${alphas[@]}"; do
   rest=$(awk -v alpha="$alpha" 'BEGIN { printf "%.6g", 1 - alpha }')
   if [ "$weighed" = kd ]; then a=$alpha r=$rest; else a=$rest r=$alpha; fi
-  for temperature in ${TEMPERATURES:-1 5 10 15 20}; do
+  for temperature in "${temperatures[@]}"; do
     flags=(kd -r "$r" -a "$a" --kd_T "$temperature")
     name=$LABEL+${model_s}_${DATASET}_$(slug "${flags[@]}")
-    for seed in $SEEDS; do
+    for seed in "${seeds[@]}"; do
       student "$name" "$seed" --path_t "$teacher" --model_s "$model_s" --distill "${flags[@]}" || true
     done
     names+=("$name")

@@ -10,18 +10,18 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar10}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 STUDENT=${STUDENT:-resnet8}
-read -ra teachers <<<"${TEACHERS:-}"
-read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
+mapfile -t teachers < <(words "${TEACHERS:-}")
+mapfile -t method < <(words "${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}")
 alone=${STUDENT}_${DATASET}_none
 end=${STUDENT}_${DATASET}_$(slug "${method[@]}")
 
 [[ ${ENSEMBLE:-3} =~ ^[1-9][0-9]*$ ]] || fail "ENSEMBLE=$ENSEMBLE: expected a number of students"
 rows=(--row alone "$alone")
 files=() labels=()
-if [ -z "${teachers[*]}" ]; then
+if [ ${#teachers[@]} = 0 ]; then
   for member in $(seq "${ENSEMBLE:-3}"); do # seeds that the students do not have: none is taught by its own start
     student "${alone}_member" "$((100 + member))" --model_s "$STUDENT" --distill none
     files+=("$FOUND") labels+=("$member")
@@ -34,7 +34,7 @@ else
   done
   names=("${labels[0]}" "$(IFS=+ && echo "${labels[*]}")")
 fi
-for seed in $SEEDS; do
+for seed in "${seeds[@]}"; do
   student "$alone" "$seed" --model_s "$STUDENT" --distill none || true
   student "${names[0]}+$end" "$seed" --path_t "${files[0]}" --model_s "$STUDENT" --distill "${method[@]}" || true
   student "${names[1]}+$end" "$seed" --path_t "${files[@]}" --model_s "$STUDENT" --distill "${method[@]}" || true

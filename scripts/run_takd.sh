@@ -10,17 +10,17 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 DATASET=${DATASET:-cifar10}
-source scripts/procedures.sh
+source "$ROOT/scripts/procedures.sh"
 
 PAIR=${PAIR:-resnet26:resnet8}
 read_pair
-read -ra assistants <<<"${ASSISTANTS:-resnet20}"
-read -ra method <<<"${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}"
+mapfile -t assistants < <(words "${ASSISTANTS:-resnet20}")
+mapfile -t method < <(words "${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}")
 end=${DATASET}_$(slug "${method[@]}")
 
 find_teacher "${TEACHER:-$model_t}"
 teacher=$FOUND label=$LABEL
-for seed in $SEEDS; do
+for seed in "${seeds[@]}"; do
   student "${model_s}_${DATASET}_none" "$seed" --model_s "$model_s" --distill none || true
   chain=$label FOUND=$teacher
   for network in "${assistants[@]}" "$model_s"; do

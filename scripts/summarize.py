@@ -1,12 +1,13 @@
 """Summarises the runs below folders: a markdown table, the same as CSV, training curves, pictures of what was learned.
 
 python scripts/summarize.py save
-python scripts/summarize.py save --out results/mine --figures
+python scripts/summarize.py save --out results/mine --runs --figures
 
 A row is all runs that differ in nothing but trial, seed, names, folders and device (probes: those of their students
 included): mean ± sample deviation of the last epoch. The gain is over `none` with the same network, data and training
 options. Published numbers (results/published.csv) are those of the last of 240 epochs on CIFAR-100, and on ImageNet
 those of torchdistill's recipes (configs/ilsvrc2012), whose best epoch is reported.
+What goes to --out is there to be published: absolute paths of this machine are shortened.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import csv
 import functools
 import importlib.util
 import json
+import os
+import shutil
 import statistics
 import sys
 from collections import defaultdict
@@ -26,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper import options  # noqa: E402
-from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
+from helper.util import OneLineParser, UserError, command, mendable, one_line  # noqa: E402
+from scripts.pipe import quiet_end  # noqa: E402
 
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
@@ -56,6 +60,8 @@ class Run:
             self.curve = [float(epoch["val_acc"]) for epoch in epochs]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
+            if isinstance(error, OSError):
+                what = f"{os.path.basename(error.filename or '')}: {error.strerror}"
             raise UserError(f"{folder}: {what}") from None
         self.settings = {key: value for key, value in self.options.items() if key not in REPEATED}
         self.told = self.options  # these say method and teacher
@@ -225,6 +231,42 @@ def as_markdown(table: list[dict[str, Any]], lists: dict[str, list[str]]) -> str
     return "\n\n".join(blocks)
 
 
+def shown(line: str, folders: list[Path], home: Path) -> str:
+    """A line in which the folders stand as they were typed, or where that is absolute, by their place in `home`."""
+    for folder in folders:
+        if folder.is_absolute() and folder.name:
+            line = line.replace(str(folder), os.path.relpath(folder, home.parent))
+    return one_line(line)
+
+
+def portable(value: Any, home: Path) -> Any:
+    """An option without what its absolute paths say of the machine.
+
+    Those below `home` begin with its name; of others the last name is kept, of a file its folder's too.
+    """
+    if isinstance(value, list):
+        return [portable(item, home) for item in value]
+    if not isinstance(value, str) or not os.path.isabs(value):
+        return value
+    path = Path(os.path.abspath(value))
+    for place in (home, home.resolve()):
+        if path.is_relative_to(place):
+            return str(home.name / path.relative_to(place))
+    return "/".join(path.parts[1:][-2 if path.suffix else -1 :])
+
+
+def copy_runs(runs: list[Run], home: Path, out: Path) -> None:
+    """Options, summary and logs of each run, to its place below `home` in `out`; no weights."""
+    for run in runs:
+        folder = out / os.path.relpath(run.folder, home)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (run.folder / "summary.json", *run.folder.glob("*log.csv")):
+            shutil.copyfile(path, folder / path.name)
+        told = json.loads((run.folder / "options.json").read_text())
+        told["options"] = {key: portable(value, home) for key, value in told["options"].items()}
+        (folder / "options.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
@@ -232,13 +274,17 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer.writerows(lines)
 
 
+@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="where the runs are, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write table.md, table.csv and curves.csv there")
+    parser.add_argument("--runs", action="store_true", help="also copy the finished runs' options, summaries and logs")
     parser.add_argument("--figures", action="store_true", help="also draw PNGs there (needs matplotlib, scikit-learn)")
     opt = parser.parse_args(argv)
+    if opt.runs and not opt.out:
+        raise UserError("--runs needs --out DIR, the folder for the copies")
     if opt.figures and not opt.out:
         raise UserError("--figures needs --out DIR, the folder for the pictures")
     for module, package in {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}.items():
@@ -248,8 +294,11 @@ def main(argv: list[str] | None = None) -> None:
     rows, twice = make_rows([run for run in runs if run.finished])
     table = [cells(row, rows) for row in rows]
     unfinished = [f"{r.folder}: {len(r.curve)} of {r.options['epochs']} epochs" for r in runs if not r.finished]
-    markdown = as_markdown(table, {"Unfinished": unfinished, "Left out": twice, "Cannot be read": broken})
-    print(markdown)
+    home = Path(os.path.commonpath([os.path.abspath(folder) for folder in opt.folders]))
+    lists = {"Unfinished": unfinished, "Left out": twice, "Cannot be read": broken}
+    markdown = as_markdown(
+        table, {title: [shown(line, opt.folders, home) for line in lines] for title, lines in lists.items()}
+    )
     if opt.out:
         curves = [
             {**row.pair, "method": row.label, "seeds": len(row.runs), "epoch": epoch, **accuracy}
@@ -261,6 +310,9 @@ def main(argv: list[str] | None = None) -> None:
             (opt.out / "table.md").write_text(markdown + "\n")
             write_csv(opt.out / "table.csv", table)
             write_csv(opt.out / "curves.csv", curves)
+            if opt.runs:
+                copy_runs([run for run in runs if run.finished], home, opt.out / "runs")
+    print(markdown)
     if opt.figures:
         from scripts import figures  # its packages are optional
 

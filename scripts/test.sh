@@ -4,6 +4,8 @@
 # WORKERS=2 processes share the tests.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements-dev.txt requirements.txt
+[[ $PYTHON != [!/]*/* ]] || PYTHON=$PWD/$PYTHON
+cd "$ROOT"
 [ -z "$(command -v shellcheck)" ] || shellcheck scripts/*.sh scripts/*.sbatch .ci/run
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

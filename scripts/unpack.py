@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pipe import quiet_end  # noqa: E402
+
 # RuntimeError: an encrypted zip, or one packed in a way that Python does not know
 TOLD = (ValueError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
@@ -87,6 +91,7 @@ def unpack(archive: Path, folder: Path, limit: float) -> None:
                 content.extractall(folder, filter="data")
 
 
+@quiet_end
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=argparse.SUPPRESS)
     parser.add_argument("archive", type=Path)

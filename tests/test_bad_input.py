@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import train_student
 import train_teacher
 import transfer_student
 from benchmarks import loader, step_time
+from helper import checkpoint
+from helper.util import UserError
 from scripts import compare_predictions, procedures, summarize, unpack
 
 
@@ -270,6 +273,7 @@ TOOLS = [
     (summarize, "{bad}/no_images", r"no_images: no run in there"),
     (summarize, "{teacher}", r"last.pth: no such folder"),
     (summarize, "{run} --figures", r"--figures needs --out DIR, the folder for the pictures"),
+    (summarize, "{run} --runs", r"--runs needs --out DIR"),
     (summarize, "{run} --figure", r"unknown option --figure; near: --figures"),
     (summarize, "{run} --out {bad}/file", r"--out .*/file: .*File exists"),
     (procedures, "", r"the following arguments are required: {table,grid,history,teachers,network}"),
@@ -317,7 +321,9 @@ BASH = [
     ("contdist_job.sh", {"STUDENT_FILE": "x.pth", "STUDENT": "resnet8"}, "give TEACHERS or MODEL_LIST"),
     ("contdist_job.sh", {"STUDENT_FILE": "nowhere.pth"}, "checkpoint nowhere.pth: no such file"),
     ("quickstart.sh", {"EPOCHS": "0"}, "--epochs: expected a whole number of at least 1, found 0"),
-    ("collect.sh", {}, "error: give OUT, the folder under results/"),
+    ("collect.sh", {}, "error: give RESULTS, the folder under results/"),
+    ("collect.sh", {"OUT": "out"}, "error: give RESULTS, the folder under results/"),
+    ("collect.sh", {"RESULTS": "out"}, "save: no such folder"),
 ]
 
 
@@ -336,3 +342,13 @@ def test_a_file_cannot_hide_behind_a_good_name(bad, teacher, capsys):
         (bad / "cut.pth").write_bytes(whole[: int(len(whole) * part)])
         message = r"cut.pth: truncated, or not a checkpoint"
         trained(train_student, "--path_t {bad}/cut.pth", bad, teacher, capsys, message)
+
+
+def test_a_key_that_comes_twice_is_found_at_once(tmp_path):
+    """Among many: the time grows with their number, not with its square."""
+    keys = ", ".join(f'"key{n}": 0' for n in range(40_000))
+    (tmp_path / "c.json").write_text(f'{{{keys}, "key39999": 1}}')
+    began = time.process_time()
+    with pytest.raises(UserError, match="--config .*c.json: not JSON: 'key39999' stands there twice"):
+        checkpoint.load_json(tmp_path / "c.json", "--config")
+    assert time.process_time() - began < 5

@@ -66,6 +66,7 @@ def test_every_mode(tmp_path, capsys):
     assert highest == pytest.approx(last, abs=0.01)
     curves = (here / "resnet14_resnet8_1_curves.csv").read_text().splitlines()
     assert curves[0].split(",") == ["epoch", *evaluate_kd.MODES] and len(curves) == 2
+    assert [f"{float(accuracy):.2f}" for accuracy in curves[-1].split(",")[1:]] == [line[3] for line in table]
 
     # what all runs share, and what the modes set
     folders = {row["mode"]: row["folder"] for row in rows}

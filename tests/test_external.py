@@ -387,8 +387,8 @@ def test_local_weights(tmp_path):
 
 @pytest.mark.parametrize("pair", ["resnet32x4:resnet8x4", "timm:test_vit torchvision:resnet18@96"])
 def test_pairs_of_the_procedures(pair):
-    script = 'source scripts/procedures.sh; read_pair; echo "$model_t $model_s"'
-    env = {**os.environ, "DATASET": "digits", "PAIR": pair}
+    script = 'source scripts/setup.sh; source scripts/procedures.sh; read_pair; echo "$model_t $model_s"'
+    env = {**os.environ, "DATASET": "digits", "PAIR": pair, "PYTHON": "python"}
     done = subprocess.run(["bash", "-euc", script], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout == pair.replace("4:r", "4 r") + "\n", done.stderr
 

@@ -116,13 +116,13 @@ def test_one_teacher_after_the_other(method, call, save, resnet8):
 def test_killed_in_the_middle_of_a_sequence(call, save, resnet8):
     given = {"STUDENT_FILE": resnet8, "TEACHERS": f"resnet14 {resnet8}", "METHOD": "dp --mcl_tau 0.5"}
     given["OPTIONS"] = FEW + " --epochs 2"
-    killed = call("contdist_job.sh", 1, **given, NAME="cut", KILLED_IN="cut_teacher2_1:2")
+    killed = call("contdist_job.sh", 1, **given, RUN_NAME="cut", KILLED_IN="cut_teacher2_1:2")
     assert "not run, for the reason above: cut_teacher2, seed 1" in killed
     assert column(killed[killed.index("| ") :], "teachers") == ["0", "1"]
-    again = call("contdist_job.sh", **given, NAME="cut")
+    again = call("contdist_job.sh", **given, RUN_NAME="cut")
     assert again.count("this run is finished") == 2
     assert f"continuing {save}/student_model/cut_teacher2_1 after 1 epochs" in again
-    call("contdist_job.sh", **given, NAME="whole")
+    call("contdist_job.sh", **given, RUN_NAME="whole")
     cut, whole = (save / "continual" / name / "history.csv" for name in ("cut", "whole"))
     assert cut.read_text() == whole.read_text() and len(lines(cut)) == 3
     cut, whole = (weights(save / "student_model" / f"{name}_teacher2_1" / "last.pth") for name in ("cut", "whole"))

@@ -316,6 +316,7 @@ def test_distill_sweep(tmp_path):
     refused = bash("run_cifar_distill.sh", tmp_path, status=1, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
     assert "not run, for the reason above: fsp, seed 1" in refused and "| wrn_16_2 | resnet14 | none |" in refused
     documented = tmp_path / "results"
-    bash("collect.sh", tmp_path, OUT=str(documented), FIGURES="")
+    bash("collect.sh", tmp_path, RESULTS=str(documented), FIGURES="")
     assert len(list(documented.rglob("log.csv"))) == 6 and "resnet14" in (documented / "table.md").read_text()
+    assert not [path for path in documented.rglob("*") if path.is_file() and str(tmp_path) in path.read_text()]
     assert re.search(r"\| resnet8 \| resnet14 \| kd \| 0.1 \| 0.5 \| 0.0 \| 2 \| [\d.]+ ± [\d.]+ \|", out), out

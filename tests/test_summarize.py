@@ -4,14 +4,16 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, ROOT
 
 import train_student
 import transfer_student
@@ -148,17 +150,17 @@ def test_the_baseline_has_the_same_teacher_or_none(path_t, gain, tmp_path, capsy
 def test_several_folders_make_one_row_and_no_run_counts_twice(tmp_path, capsys):
     for seed in (1, 2):
         make_run(tmp_path / f"host{seed}" / "r", [1, 2, 70.0 + seed], seed, method="crd", device=f"cuda:{seed}")
-    again = make_run(tmp_path / "host3" / "r", [1, 2, 99.0], 1, method="crd", device="cuda:0")
+    make_run(tmp_path / "host3" / "r", [1, 2, 99.0], 1, method="crd", device="cuda:0")
     folders = [str(tmp_path / name) for name in ("host1", "host2", "host3", "host1", "host1/r")]
     summarize.main(folders)
     out = capsys.readouterr().out
     assert by_method(out)["crd"]["seeds"] == "2" and by_method(out)["crd"]["last epoch"] == "71.50 ± 0.71"
-    assert f"Left out:\n\n- {again}: same options and seed as {tmp_path / 'host1' / 'r'}\n" in out
+    assert f"Left out:\n\n- {tmp_path.name}/host3/r: same options and seed as {tmp_path.name}/host1/r\n" in out
 
 
 def test_unfinished_and_broken_runs_are_named(save, capsys):
-    half = make_run(save / "student_model" / "half", [40.0, 50.0], 4, method="crd")
-    begun = make_run(save / "student_model" / "begun", [], 5, method="crd")
+    make_run(save / "student_model" / "half", [40.0, 50.0], 4, method="crd")
+    make_run(save / "student_model" / "begun", [], 5, method="crd")
     broken = save / "student_model" / "crd_1"
     (broken / "summary.json").write_text('{"last_acc": 7')
     (save / "student_model" / "crd_2" / "options.json").unlink()
@@ -170,7 +172,9 @@ def test_unfinished_and_broken_runs_are_named(save, capsys):
     unfinished, unreadable = (
         part.split("\n\n")[0] for part in (out.split("Unfinished:\n\n")[1], out.split("read:\n\n")[1])
     )
-    assert unfinished.splitlines() == [f"- {begun}: 0 of 3 epochs", f"- {half}: 2 of 3 epochs"]
+    assert unfinished.splitlines() == [
+        f"- save/student_model/{name}: {epochs} of 3 epochs" for name, epochs in (("begun", 0), ("half", 2))
+    ]
     lines = unreadable.strip().splitlines()
     assert [Path(line[2:].split(": ")[0]).name for line in lines] == ["crd_1", "crd_2", "crd_3", "none_2", "none_3"]
     assert "lacks 'best_acc'" in lines[2] and "lacks epochs, seed" in lines[4]
@@ -218,6 +222,44 @@ def test_files(save, tmp_path, capsys):
     assert next(line for line in curves if line["method"] == "kd")["val_acc_deviation"] == ""
 
 
+def test_no_path_of_a_machine_in_the_files(save, tmp_path, monkeypatch, capsys):
+    """Wherever the runs lie, and however that was typed: what is kept of them begins with the given folder's name."""
+    home = str(tmp_path)
+    make_run(save / "student_model" / "half", [40.0, 50.0], 4, method="crd", nce_k=16384)
+    make_run(save / "student_model" / "again", [1, 2, 3], 1, method="crd", nce_k=16384)
+    unreadable = make_run(save / "student_model" / "unreadable", [1, 2, 3], method="kd") / "options.json"
+    unreadable.unlink()
+    unreadable.mkdir()
+    told = {"path_t": [f"{home}/save/models/t/last.pth", f"{home}/old/runs/u/last.pth"], "save_folder": f"{home}/save"}
+    told |= {"data_folder": f"{home}/data", "cache_teacher": "cache"}
+    run = make_run(save / "student_model" / "two\nlines", [1, 2, 3], method="kd", **told)
+    (run / "init_log.csv").write_text("epoch\n1\n")
+    monkeypatch.chdir(save)
+    for typed in (str(save), f"{save}/", f"{home}/save/../save", "../save", "."):
+        out = tmp_path / "out" / str(len(typed))
+        summarize.main([typed, "--out", str(out), "--runs"])
+        kept = out / "runs" / "student_model" / "two\nlines"
+        assert {path.name for path in kept.iterdir()} == {"init_log.csv", "log.csv", "options.json", "summary.json"}
+        assert json.loads((kept / "options.json").read_text())["options"] == summarize.Run(run).options | {
+            "path_t": ["save/models/t/last.pth", "u/last.pth"], "save_folder": "save", "data_folder": "data",
+        }  # fmt: skip
+        assert (kept / "summary.json").read_text() == (run / "summary.json").read_text()
+        assert not (out / "runs" / "student_model" / "half").exists()
+        text = "".join(path.read_text() for path in out.rglob("*") if path.is_file())
+        assert home not in text and "student_model/half: 2 of 3 epochs" in text
+        assert "student_model/unreadable: options.json: Is a directory" in text
+        assert (out / "table.md").read_text() == capsys.readouterr().out
+
+
+def test_runs_of_several_folders_are_kept_apart(tmp_path):
+    for host in ("a", "b"):
+        make_run(tmp_path / host / "save" / "r", [1, 2, 3], method="kd")
+    summarize.main([str(tmp_path / "a" / "save"), str(tmp_path / "b" / "save"), "--out", str(tmp_path / "o"), "--runs"])
+    kept = (tmp_path / "o" / "runs").rglob("summary.json")
+    assert sorted(str(path.parent.relative_to(tmp_path / "o")) for path in kept) == ["runs/a/save/r", "runs/b/save/r"]
+    assert str(tmp_path) not in (tmp_path / "o" / "table.md").read_text()
+
+
 def test_what_the_user_can_mend(save, tmp_path, capsys, monkeypatch):
     assert "nowhere: no such folder" in stopped(capsys, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -232,6 +274,20 @@ def test_what_the_user_can_mend(save, tmp_path, capsys, monkeypatch):
             error = stopped(capsys, save, "--out", tmp_path / "o", "--figures")
         assert f"needs the package {package} (pip install {package})" in error
     assert not (tmp_path / "o").exists()
+
+
+def test_collect(python, tmp_path):
+    """Whatever its folders are called."""
+    run = make_run(tmp_path / "two\nlines *" / "student_model" / "r", [1, 2, 3], method="kd")
+    environment = os.environ | {"PYTHON": str(python), "SAVE": str(tmp_path / "two\nlines *"), "FIGURES": ""}
+    environment["RESULTS"] = "my results"
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "collect.sh"], env=environment, cwd=tmp_path, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    kept = tmp_path / "my results" / "runs" / "student_model" / "r"
+    assert (kept / "log.csv").read_text() == (run / "log.csv").read_text()
+    assert not [p for p in (tmp_path / "my results").rglob("*") if p.is_file() and str(tmp_path) in p.read_text()]
 
 
 # ---- figures ----
