@@ -174,9 +174,12 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
 def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.device]:
     """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
     jobs = sweep.jobs(parse, argv)
-    keywords = [settle(job.opt) for job in jobs]
+    keywords, needs = [], []
+    for job in jobs:
+        with sweep.naming(job):
+            keywords.append(settle(job.opt))
+            needs.append(check(job.opt, keywords[-1]))
     device = parallel.start(jobs[0].opt)
-    needs = [check(job.opt, found) for job, found in zip(jobs, keywords, strict=True)]
     if jobs[0].opt.sweep:
         sweep.check_device(device)
     states = load_teachers(jobs[0].opt)

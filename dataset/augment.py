@@ -107,6 +107,7 @@ class InMemory(Augment):
         corner = (torch.arange(side)[:, None] * wide + torch.arange(side)).flatten()
         self.corner = (corner.repeat_interleave(2) if flip else corner).to(device)  # [outcomes]
         self.outcomes = len(self.corner)
+        self.steps_at_once = 8 if self.device.type == "cuda" else 1  # small batches leave a GPU waiting for launches
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """[n] int64 on the CPU, a view for each sample, all equally likely.
@@ -119,6 +120,14 @@ class InMemory(Augment):
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         index, view = index.to(self.device), view.to(self.device)  # at once, so that no step waits for the device
         return (self.crop(index[step], view[step]) for step in steps)
+
+    def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        index, view = index.to(self.device), view.to(self.device)
+        for first in range(0, len(steps), self.steps_at_once):
+            some = steps[first : first + self.steps_at_once]
+            sizes = [len(index[step]) for step in some]
+            images = self.normalise(self.crop(*(torch.cat([x[step] for step in some]) for x in (index, view))))
+            yield from images.split(sizes)
 
     def crop(self, index: Tensor, view: Tensor) -> Tensor:
         """Samples `index` [B] in views `view` [B], both on the device, as bytes: [B, H, W, C] uint8."""

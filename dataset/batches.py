@@ -80,10 +80,10 @@ class Batches:
         steps = [self._places(step) for step in range(start_step, self.steps)]
         stream = self.augment.stream(order, views, [own for own, _, _ in steps])
         drawn, order = order, order.to(self.labels.device)
+        labels = self.labels[order]
         for images, (own, every, sizes) in zip(stream, steps, strict=True):
-            index = order[own]
-            whole = Shared(self.labels[order[every]], order[every], sizes, self.rank) if self.world > 1 else None
-            yield Batch(images, self.labels[index], index, whole, (drawn[own], views[own]))
+            whole = Shared(labels[every], order[every], sizes, self.rank) if self.world > 1 else None
+            yield Batch(images, labels[own], order[own], whole, (drawn[own], views[own]))
 
     def _places(self, step: int) -> tuple[slice, slice, tuple[int, ...]]:
         """Where a step's samples are in the order: this process's, all; and the number of each process."""

@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     """A student that is to be trained."""
 
     item: str
-    seed: int | None  # where several were asked for
+    seed: int | None  # where --seed gives one
     opt: argparse.Namespace
 
     @property
@@ -82,7 +82,7 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
         return [Job("", None, opt)]
     if opt.test_only is not None:
         raise UserError("--sweep: --test_only takes one student")
-    seeds = opt.seed if isinstance(opt.seed, list) else [None]
+    seeds = opt.seed if isinstance(opt.seed, list) else [opt.seed]
     found = []
     for words in items(opt.sweep):
         for seed in seeds:
@@ -97,6 +97,17 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
     if not found:
         raise UserError(f"--sweep {opt.sweep!r}: names no student")
     return found
+
+
+@contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """Lets an error say of which student it is."""
+    try:
+        yield
+    except UserError as error:
+        if job.item:
+            raise UserError(f"--sweep {job.item!r}: {error}") from None
+        raise
 
 
 def check_device(device: torch.device) -> None:

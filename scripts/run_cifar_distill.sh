@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every method for one teacher > student pair, several seeds, and the table of their last epochs.
+# Every method for one teacher > student pair, several seeds, and the table of their last epochs. Students are trained
+# at once, as many as there is memory for, and share what the teacher says (train_student.py --sweep).
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   PAIR=resnet32x4:resnet8x4  DATASET=cifar100  SEEDS="1 2 3"  SAVE=save
 #   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"; or one a line
@@ -18,14 +19,9 @@ ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; 
 read_pair
 
 find_teacher "${TEACHER:-$model_t}"
-mapfile -t methods < <(items "$METHODS")
-for seed in "${seeds[@]}"; do
-  for method in "${methods[@]}"; do
-    mapfile -t flags < <(words "$method")
-    echo "== $model_t > $model_s: ${flags[*]}, seed $seed"
-    "$PYTHON" "$ROOT/train_student.py" --path_t "$FOUND" --model_s "$model_s" --distill "${flags[@]}" --trial "$seed" \
-      "${COMMON[@]}" "${STUDENT_FLAGS[@]}" || FAILED+=("${flags[*]}, seed $seed")
-  done
-done
+status=0
+"$PYTHON" "$ROOT/train_student.py" --path_t "$FOUND" --model_s "$model_s" --sweep "$METHODS" \
+  --seed "$(IFS=, && echo "${seeds[*]}")" "${COMMON[@]}" "${STUDENT_FLAGS[@]}" || status=$?
+[ "$status" -le 1 ] || exit "$status" # 1: some students have no result, for the reason that was told
 "$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"
-finish
+exit "$status"

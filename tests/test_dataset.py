@@ -552,3 +552,18 @@ def test_val_batches():
         plain = transforms.normalize(images / 255, MEAN, STD)
         torch.testing.assert_close(torch.cat([step.images for step in steps]), plain, rtol=1e-6, atol=1e-6)
         assert all(step.images.is_contiguous(memory_format=torch.channels_last) for step in steps)
+
+
+def test_several_steps_made_at_once_are_the_same_steps():
+    """As on a GPU, also where a process has a part of each."""
+    images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+    augments = [dataset.InMemory(images, (0.5,) * 3, (0.25,) * 3, padding=1) for _ in range(2)]
+    augments[1].steps_at_once = 3
+    for part in ((0, 1), (1, 2)):
+        sets = [dataset.Batches(augment, torch.arange(20) % 4, 5, seed=3, part=part) for augment in augments]
+        for first in (0, 1, 3):
+            one, several = (list(batches.epoch(2, first)) for batches in sets)
+            assert len(one) == len(several) == 4 - first
+            for a, b in zip(one, several, strict=True):
+                assert torch.equal(a.images, b.images) and torch.equal(a.index, b.index)
+                assert torch.equal(a.labels, b.labels) and a.images.stride() == b.images.stride()

@@ -314,7 +314,7 @@ def test_distill_sweep(tmp_path):
     out = bash("run_cifar_distill.sh", tmp_path, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
     variables |= {"PAIR": "resnet14:wrn_16_2", "METHODS": "fsp; none", "SEEDS": "1"}
     refused = bash("run_cifar_distill.sh", tmp_path, status=1, TEACHER_OPTIONS=quick, OPTIONS=quick, **variables)
-    assert "not run, for the reason above: fsp, seed 1" in refused and "| wrn_16_2 | resnet14 | none |" in refused
+    assert "1 of 2 students have no result: fsp #1: " in refused and "| wrn_16_2 | resnet14 | none |" in refused
     documented = tmp_path / "results"
     bash("collect.sh", tmp_path, RESULTS=str(documented), FIGURES="")
     assert len(list(documented.rglob("log.csv"))) == 6 and "resnet14" in (documented / "table.md").read_text()
