@@ -193,7 +193,7 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         name += f"_r:{opt.gamma}_a:{opt.alpha}_b:{betas}_{opt.trial}"
         run = Run("student_model", name, opt, start=opt.path_s)
         if run.folder in [student.run.folder for student in students]:
-            raise UserError(f"--sweep: two students have the folder {run.folder}")
+            raise UserError(f"--sweep: two students have the folder {run.folder}; give --run_name in an item")
         students.append(Student(job, opt, found, taught, run))
     return students, states, device
 

@@ -1,18 +1,15 @@
 """Times epochs of train_student.py, which runs as it is: `step_time.py` starts this, with the script's options.
 
-The data set `random` holds images of noise, of which time does not depend.
+The data set `random` (noise.py) holds images of noise, on which time does not depend.
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import noise  # noqa: F401  registers the data set, and finds the project
 import torch
 from sample import Slice, kept_stdout, now, serve
 
@@ -22,17 +19,7 @@ from helper import loops
 from helper.trainee import Trainee
 
 ANSWERS = kept_stdout()
-STAGE, IMAGES, BANK = os.environ["STAGE"], int(os.environ["IMAGES"]), int(os.environ["BANK"])
-
-
-@dataset.base.register("random")
-def random_images(folder: str, image_size: int | None) -> dataset.ImageSet:
-    generator, size = torch.Generator().manual_seed(0), image_size or 32
-    few = torch.randint(256, (64, 3, size, size), dtype=torch.uint8, generator=generator)
-    images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
-    names = tuple(map(str, range(100)))
-    labels = torch.arange(IMAGES) % 100
-    return dataset.ImageSet(images, labels, few, labels[:64], names, (0.5,) * 3, (0.25,) * 3)
+STAGE, BANK = os.environ["STAGE"], int(os.environ["BANK"])
 
 
 class Paced(Slice):

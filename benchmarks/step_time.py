@@ -30,6 +30,7 @@ from helper import checkpoint, options, util  # noqa: E402
 # what RepDistiller calls those of ours that it has
 PEER = "kd hint attention similarity correlation vid rkd pkt abound factor fsp nst kdsvd crd".split()
 PEER = {find_method(name).name: name for name in PEER}
+SWEEP = "sweep"  # in the place of a method: several students, whose images count together
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -43,6 +44,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--pair", type=pair, nargs="+", default=[("resnet32x4", "resnet8x4")], metavar="TEACHER:STUDENT")
     add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
+    add(
+        "--sweep", metavar="ITEMS", help="students that are trained at once, as train_student.py has them: one more row"
+    )
     add("--batch_size", type=options.number(int, 2), default=64)
     add("--device", default="cpu")
     add("--amp", choices=["off", "bf16", "fp16"], nargs="+", default=["off"], help="several: of ours, in turn")
@@ -74,17 +78,22 @@ class Timed:
 
     def __init__(self, opt: argparse.Namespace, folder: Path, row: dict) -> None:
         teacher, student = row["pair"]
-        cls = find_method(row["method"])
-        r, a, b = cls.weights
-        command = ["--model_s", student, "-r", r, "-a", a, "-b", b, "--batch_size", opt.batch_size, "--trial", "1"]
+        command = ["--model_s", student, "--batch_size", opt.batch_size, "--trial", "1"]
         command += ["--epochs", 1, "--path_t", f"./save/{teacher}_vanilla/last.pth"]
+        if row["method"] != SWEEP:
+            r, a, b = find_method(row["method"]).weights
+            command += ["-r", r, "-a", a, "-b", b]
         if row["side"] == "peer":
-            script = ["peer.py", opt.peer.resolve(), "--distill", PEER[cls.name], "--num_workers", opt.peer_workers]
+            script = ["peer.py", opt.peer.resolve(), "--distill", PEER[row["method"]]]
+            script += ["--num_workers", opt.peer_workers]
         else:
-            script = ["ours.py", "--distill", cls.name, "--model_t", teacher, "--dataset", "random"]
-            script += ["--amp", row["amp"], "--device", opt.device, "--resume", "never"]
-            script += ["--run_name", f"{cls.name}{row['stage']}{row['amp']}"]
-            script += ["--init_epochs", int(row["stage"] == "init"), *(["--compile"] if opt.compile else [])]
+            script = ["ours.py", "--model_t", teacher, "--dataset", "random", "--amp", row["amp"]]
+            script += ["--device", opt.device, "--resume", "never", *(["--compile"] if opt.compile else [])]
+            if row["method"] == SWEEP:
+                script += ["--sweep", opt.sweep, "--at_once", 1000]
+            else:
+                script += ["--distill", row["method"], "--run_name", f"{row['method']}{row['stage']}{row['amp']}"]
+                script += ["--init_epochs", int(row["stage"] == "init")]
             script += opt.options.split()
         script[0] = ROOT / "benchmarks" / script[0]
         numbers = {"OMP_NUM_THREADS": opt.threads, "IMAGES": opt.images, "BANK": opt.bank, "STAGE": row["stage"]}
@@ -186,16 +195,15 @@ def table(found: dict) -> str:
             if row["side"] == "peer" or (row["method"] == "kd" and row["group"]):
                 continue
             same = [x for x in rows if x["group"] == row["group"]]
-            peer = next(
-                (x for x in same if x == x | {"side": "peer", "method": row["method"], "stage": row["stage"]}), None
-            )
+            method = "kd" if row["method"] == SWEEP else row["method"]
+            peer = next((x for x in same if x == x | {"side": "peer", "method": method, "stage": row["stage"]}), None)
             kd = next((x for x in same if x == x | {"side": "ours", "method": "kd"}), None)
             values = [
                 " ".join(filter(None, [row["method"], row["stage"], row["amp"].replace("off", "")])),
                 f"{median(row['images_per_second']):.1f}",
                 f"{median(peer['images_per_second']):.1f}" if peer else "",
                 ratio(row, peer),
-                ratio(kd, row) if kd else "",
+                ratio(kd, row) if kd and row["method"] != SWEEP else "",
                 row["peak_memory_mb"],
                 peer["peak_memory_mb"] if peer else "",
                 row["start_to_first_step"],
@@ -216,6 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     for names in opt.pair:
         wanted = [(name, "") for name in opt.methods if name != "kd"]
         wanted += [(name, "init") for name in opt.methods if find_method(name).init_loss]
+        wanted += [(SWEEP, "")] if opt.sweep else []
         for first in range(0, max(len(wanted), 1), opt.together):
             group = [("kd", ""), *wanted[first : first + opt.together]]
             groups.append([])

@@ -1,17 +1,22 @@
 """The benchmarks run; how fast is nothing that a test can say."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from tape import Tape
 from test_stream import make_imagenet
 
+from helper import captured
 from helper.util import has_arithmetic
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu_check  # noqa: E402
 from loader import main as time_loaders  # noqa: E402
 from sample import Slice  # noqa: E402
 from step_time import table  # noqa: E402
@@ -78,3 +83,39 @@ def test_loaders(tmp_path):
 def test_half_precision_that_a_cpu_only_emulates(flags, amp, has, tmp_path):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
     assert has_arithmetic(amp, tmp_path / "cpuinfo") == has
+
+
+def suite(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess:
+    small = {"DEVICE": "cpu", "PAIR": "resnet14:resnet8", "METHODS": "kd,at,kdsvd", "SECONDS_ALL": "60"}
+    small |= {"CHECK_OPTIONS": "--images 100 --batch_size 16 --options=--image_size=8", "FAST": ""}
+    small |= {"STEP_OPTIONS": "--images 200 --batch_size 8 --repeats 1 --steps 2 --warm_up 1 --seconds 0.1 --threads 1"}
+    small["STEP_OPTIONS"] += " --options=--image_size=16"
+    environment = os.environ | {"PYTHON": sys.executable, "RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"} | small
+    command = ["bash", str(ROOT / "benchmarks" / "gpu_suite.sh")]
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True)
+
+
+def test_gpu_suite(tmp_path):
+    """Every part, on a CPU, where nothing is recorded."""
+    done = suite(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    end = done.stdout[done.stdout.index("## recorded") :]
+    assert end.count("| no | 0.0e+00 | ok |") == 6 and end.count("| 0 of ") == 8 and "FAILED" not in end
+    for row in ("kd", "crd", "nst", "sweep", "at bf16", "kdsvd bf16"):
+        assert f"\n| {row} | " in end
+
+
+def test_gpu_suite_says_which_part_failed(tmp_path):
+    done = suite(tmp_path, PARTS="recorded steps", METHODS="kd", STEP_OPTIONS="--nonsense")
+    assert done.returncode == 2 and "error: failed: steps" in done.stderr, done.stdout + done.stderr
+
+
+def test_what_differs_fails(tmp_path, monkeypatch, capsys):
+    """Recorded where nothing can be recorded, and a step that is not what it was."""
+    monkeypatch.setattr(captured, "recorder", lambda graph, stream: Tape() if graph == "auto" else None)
+    few = "--device cpu --pair resnet14:resnet8 --images 120 --batch_size 16 --methods kd,at".split()
+    with pytest.raises(SystemExit) as stop:
+        gpu_check.main([*few, "--options=--image_size 8", "--parts", "recorded", "--out", str(tmp_path)])
+    out, error = capsys.readouterr()
+    assert stop.value.code == 1 and out.count("| yes | ") == out.count("FAILED") == 4, out
+    assert "4 rows failed: kd float32, at float32, kd bf16, at bf16" in error
