@@ -29,6 +29,12 @@ def on(stream: "torch.cuda.Stream | None") -> AbstractContextManager:
     return torch.cuda.stream(stream) if stream else nullcontext()
 
 
+def wait_for_all(device: torch.device) -> None:
+    """Until nothing is left to do on any stream: what one has made, the others may read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class CudaGraphs:
     """Records on a stream. The graphs of one recorder share their memory: none may need what another has left there."""
 

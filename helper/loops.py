@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import parallel
+from . import captured, parallel
 from .interrupt import Signals
 from .step import MAPS, Stage
 from .teachers import Teachers
@@ -38,6 +38,8 @@ class Group:
         self.turn = [trainee for trainee in left if trainee.epoch == self.epoch]
 
     def begin(self, together: int) -> None:
+        for trainee in self.turn[:1]:
+            captured.wait_for_all(trainee.device)  # networks and images were made on the default stream
         for trainee in self.turn:
             trainee.begin_epoch(len(self.batches), together)
         self.first = min((trainee.meters.steps for trainee in self.turn), default=len(self.batches))
