@@ -76,7 +76,7 @@ class Student(NamedTuple):
 
 def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Fills in what depends on other options. Returns the keyword values of each method in use."""
-    options.begin(opt)
+    options.settle_seed(opt)
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
     weights = [method.weights for method in methods]
@@ -174,9 +174,10 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
 def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.device]:
     """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
     jobs = sweep.jobs(parse, argv)
+    options.start_log(jobs[0].opt)
     keywords, needs = [], []
     for job in jobs:
-        with sweep.naming(job):
+        with sweep.naming(job.item):
             keywords.append(settle(job.opt))
             needs.append(check(job.opt, keywords[-1]))
     device = parallel.start(jobs[0].opt)

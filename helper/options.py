@@ -298,10 +298,18 @@ def take_method_options(
 
 
 def begin(opt: argparse.Namespace) -> None:
-    """What every run does first: starts its log in the first process, and settles its seed."""
+    """What every script does first: starts its log in the first process, and settles the seed."""
+    start_log(opt)
+    settle_seed(opt)
+
+
+def start_log(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with mendable(f"--run_log {opt.run_log}"):
             run_log.start(opt.run_log)
+
+
+def settle_seed(opt: argparse.Namespace) -> None:
     if isinstance(opt.seed, list):
         raise UserError(f"--seed {','.join(map(str, opt.seed))}: several seeds need --sweep")
     if opt.nesterov and not opt.momentum:

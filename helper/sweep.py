@@ -26,7 +26,7 @@ from .step import Precision
 from .teacher_cache import open_caches
 from .teachers import Teachers
 from .trainee import Trainee
-from .util import Failed, UserError, free_memory_mb, rng_state, used_memory_mb
+from .util import Failed, UserError, free_memory_mb, mendable, rng_state, used_memory_mb
 from .validation import validate
 
 # what all students of a sweep have in common, because they share it
@@ -63,9 +63,10 @@ def add_options(parser: Parser) -> None:
 
 def items(text: str) -> list[list[str]]:
     """The words of each item: items are parted by `;` or the ends of lines, of a file those that # does not begin."""
-    if os.path.isfile(text):
-        text = "\n".join(line for line in Path(text).read_text().splitlines() if not line.lstrip().startswith("#"))
-    found = [shlex.split(item) for item in text.replace("\n", ";").split(";")]
+    with mendable(f"--sweep {text!r}"):
+        if os.path.isfile(text):
+            text = "\n".join(line for line in Path(text).read_text().splitlines() if not line.lstrip().startswith("#"))
+        found = [shlex.split(item) for item in text.replace("\n", ";").split(";")]
     return [words for words in found if words]
 
 
@@ -88,7 +89,8 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
         for seed in seeds:
             own = ["--sweep=", "--distill", *words]
             own += [f"--seed={seed}", f"--trial={seed}"] if seed is not None else []
-            one = parse([*argv, *own])
+            with naming(shlex.join(words)):
+                one = parse([*argv, *own])
             one.sweep = opt.sweep
             for key in COMMON:
                 if getattr(one, key) != getattr(opt, key):
@@ -100,14 +102,12 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
 
 
 @contextmanager
-def naming(job: Job) -> Iterator[None]:
-    """Lets an error say of which student it is."""
+def naming(item: str) -> Iterator[None]:
+    """Lets an error say of which item it is; empty: there is no sweep."""
     try:
         yield
     except UserError as error:
-        if job.item:
-            raise UserError(f"--sweep {job.item!r}: {error}") from None
-        raise
+        raise UserError(f"--sweep {item!r}: {error}" if item else str(error)) from None
 
 
 def check_device(device: torch.device) -> None:

@@ -212,7 +212,10 @@ class Dropping(Network):
 
 @pytest.mark.parametrize("flags, message", [
     (["--sweep", "kd; at --batch_size 8"], "--sweep 'at --batch_size 8': --batch_size is the same for all students"),
-    (["--sweep", "kd; ta"], "argument --distill|unknown method 'ta'"),
+    (["--sweep", "kd; ta"], "--sweep 'ta': --distill/--kd_method: unknown method 'ta'"),
+    (["--sweep", "kd; at 'x"], "--sweep \"kd; at 'x\": No closing quotation"),
+    (["--sweep", "kd; at --nonsense"], "--sweep 'at --nonsense': unknown option --nonsense"),
+    (["--sweep", "kd; at --nce_k 3"], "--sweep 'at --nce_k 3': --nce_k has no effect here"),
     (["--sweep", " ; "], "names no student"),
     (["--sweep", "kd; kd"], "--sweep: two students have the folder"),
     (["--sweep", "kd", "--test_only"], "--sweep: --test_only takes one student"),
@@ -253,3 +256,10 @@ def test_asked_ahead(ahead, teacher, tmp_path) -> None:
             train_student.main(together(teacher, tmp_path / "cut", items, "--teacher_ahead", ahead))
     train_student.main(together(teacher, tmp_path / "cut", items, "--teacher_ahead", ahead))
     assert_equal(tmp_path / "cut", tmp_path / "ahead")
+
+
+def test_a_log_of_all(teacher, tmp_path) -> None:
+    more = ["--epochs", "1", "--run_log", str(tmp_path / "log")]
+    train_student.main(together(teacher, tmp_path, ["none", "kd"], *more))
+    log = (tmp_path / "log").read_text()
+    assert len(re.findall(r"^\d{4}-\d\d-\d\d [\d:]{8} \| none \| 1 \|", log, re.M)) == 1, "each line once"
