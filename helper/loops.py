@@ -141,7 +141,7 @@ def as_line(rows: list[Row]) -> str:
             else f"{trainee.label} ({stage.name} loss {row['train_loss']:.4g})"
             for trainee, stage, row in rows
         ]  # fmt: skip
-        return f"epoch {row['epoch']}: {' | '.join(found)}{end}"
+        return f"epoch {row['epoch']}: {', '.join(found)}{end}"
     line = f"epoch {row['epoch']}/{stage.epochs}  lr {row['lr']:.4g}  loss {row['train_loss']:.4f}"
     if "val_acc" in row:
         line += f"  train {row['train_acc']:.2f}  val {row['val_acc']:.2f} (top-5 {row['val_acc_top5']:.2f})"

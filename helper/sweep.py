@@ -41,12 +41,12 @@ class Job(NamedTuple):
     """A student that is to be trained."""
 
     item: str
-    seed: int | None  # where --seed gives one
+    trial: str  # where --seed or the item gives one
     opt: argparse.Namespace
 
     @property
     def label(self) -> str:
-        return self.item if self.seed is None else f"{self.item} #{self.seed}"
+        return f"{self.item} #{self.trial}" if self.trial else self.item
 
 
 def add_options(parser: Parser) -> None:
@@ -70,6 +70,17 @@ def items(text: str) -> list[list[str]]:
     return [words for words in found if words]
 
 
+def shown(words: list[str], seed: int | None) -> tuple[str, str]:
+    """The item as people know it, and its trial: the run's name says no more than they do."""
+    rest, trial = list(words), "" if seed is None else str(seed)
+    for flag in ("--run_name", "--trial", "-t"):
+        while flag in rest[:-1]:
+            at = rest.index(flag)
+            trial = trial if flag == "--run_name" else rest[at + 1]
+            del rest[at : at + 2]
+    return shlex.join(rest), trial
+
+
 def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | None) -> list[Job]:
     """What the command line asks for: with --sweep a job for each item and seed, else one.
 
@@ -80,7 +91,7 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
     if not opt.sweep:
         if opt.at_once:
             raise UserError("--at_once has no effect without --sweep")
-        return [Job("", None, opt)]
+        return [Job("", "", opt)]
     if opt.test_only is not None:
         raise UserError("--sweep: --test_only takes one student")
     seeds = opt.seed if isinstance(opt.seed, list) else [opt.seed]
@@ -95,7 +106,7 @@ def jobs(parse: Callable[[list[str]], argparse.Namespace], argv: list[str] | Non
             for key in COMMON:
                 if getattr(one, key) != getattr(opt, key):
                     raise UserError(f"--sweep {shlex.join(words)!r}: --{key} is the same for all students")
-            found.append(Job(shlex.join(words), seed, one))
+            found.append(Job(*shown(words, seed), one))
     if not found:
         raise UserError(f"--sweep {opt.sweep!r}: names no student")
     return found

@@ -54,6 +54,23 @@ student() {
   return 1
 }
 
+# items_of NAME METHOD...: an item of --sweep for each seed, in SAVE/student_model/NAME_SEED
+items_of() {
+  local seed
+  for seed in "${seeds[@]}"; do
+    printf '%q ' "${@:2}" --run_name "$1_$seed" --trial "$seed"
+    echo ';'
+  done
+}
+
+# together ITEMS FLAGS...: trains the students of --sweep ITEMS at once; which of them failed is told there
+together() {
+  local status=0
+  "$PYTHON" "$ROOT/train_student.py" --sweep "$1" "${COMMON[@]}" "${@:2}" "${STUDENT_FLAGS[@]}" || status=$?
+  [ "$status" -le 1 ] || exit "$status"
+  [ "$status" = 0 ] || FAILED+=("students that are named there")
+}
+
 # table KIND NAME ...: prints a table of students' runs, and writes it to SAVE/NAME.md and SAVE/NAME.csv
 table() {
   "$PYTHON" "$ROOT/scripts/procedures.py" "$1" --save "$SAVE" --seeds "${seeds[@]}" --out "$SAVE/$2" "${@:3}"

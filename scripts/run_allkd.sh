@@ -17,16 +17,11 @@ mapfile -t teachers < <(words "${TEACHERS:-resnet8 resnet14 resnet20 resnet26 re
 mapfile -t method < <(words "${METHOD:-kd -r 0.5 -a 0.5 --kd_T 5}")
 end=${STUDENT}_${DATASET}_$(slug "${method[@]}")
 
-for seed in "${seeds[@]}"; do
-  student "${STUDENT}_${DATASET}_none" "$seed" --model_s "$STUDENT" --distill none || true
-done
+together "$(items_of "${STUDENT}_${DATASET}_none" none)" --model_s "$STUDENT"
 rows=(--row alone "${STUDENT}_${DATASET}_none")
 for teacher in "${teachers[@]}"; do
   find_teacher "$teacher" || { FAILED+=("teacher $teacher") && continue; }
-  teacher=$FOUND
-  for seed in "${seeds[@]}"; do
-    student "$LABEL+$end" "$seed" --path_t "$teacher" --model_s "$STUDENT" --distill "${method[@]}" || true
-  done
+  together "$(items_of "$LABEL+$end" "${method[@]}")" --path_t "$FOUND" --model_s "$STUDENT"
   rows+=(--row "by $LABEL" "$LABEL+$end")
 done
 table table "tables/allkd_$end" --best "${rows[@]}"

@@ -19,9 +19,6 @@ ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; 
 read_pair
 
 find_teacher "${TEACHER:-$model_t}"
-status=0
-"$PYTHON" "$ROOT/train_student.py" --path_t "$FOUND" --model_s "$model_s" --sweep "$METHODS" \
-  --seed "$(IFS=, && echo "${seeds[*]}")" "${COMMON[@]}" "${STUDENT_FLAGS[@]}" || status=$?
-[ "$status" -le 1 ] || exit "$status" # 1: some students have no result, for the reason that was told
+together "$METHODS" --path_t "$FOUND" --model_s "$model_s" --seed "$(IFS=, && echo "${seeds[*]}")"
 "$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"
-exit "$status"
+finish

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# KD for each temperature and each weight: a grid, T across and alpha down.
+# KD for each temperature and each weight: a grid, T across and alpha down. Students of a seed are trained at once.
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   PAIR=resnet26:resnet8  DATASET=cifar10  SEEDS="1 2 3"  SAVE=save
 #   TEMPERATURES="1 5 10 15 20"  ALPHAS="0.1 0.4 0.5 0.7 1.0"   alpha: KD's share, 1 - alpha is the cross entropy's
@@ -25,7 +25,7 @@ source "$ROOT/scripts/procedures.sh"
 PAIR=${PAIR:-resnet26:resnet8}
 read_pair
 find_teacher "${TEACHER:-$model_t}"
-teacher=$FOUND names=()
+items="" names=()
 mapfile -t alphas < <(words "${ALPHAS:-0.1 0.4 0.5 0.7 1.0}")
 mapfile -t temperatures < <(words "${TEMPERATURES:-1 5 10 15 20}")
 for alpha in "${alphas[@]}"; do
@@ -34,11 +34,10 @@ for alpha in "${alphas[@]}"; do
   for temperature in "${temperatures[@]}"; do
     flags=(kd -r "$r" -a "$a" --kd_T "$temperature")
     name=$LABEL+${model_s}_${DATASET}_$(slug "${flags[@]}")
-    for seed in "${seeds[@]}"; do
-      student "$name" "$seed" --path_t "$teacher" --model_s "$model_s" --distill "${flags[@]}" || true
-    done
+    items+=$(items_of "$name" "${flags[@]}")
     names+=("$name")
   done
 done
+together "$items" --path_t "$FOUND" --model_s "$model_s"
 table grid "tables/kdparam${GRID:+_$GRID}_$LABEL+${model_s}_$DATASET" --alpha_weighs "$weighed" "${names[@]}"
 finish

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import QUICK
+from fakes import batch
 from kill_harness import equal, results
 from tape import Guard, Tape
-from test_methods import NAMES, SMALL, views_of
+from test_methods import NAMES, SMALL, build, example, losses, views_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 import train_student
@@ -273,3 +275,17 @@ def test_streams_and_graphs(monkeypatch) -> None:
     replay()
     how = {"pool": "pool", "stream": "stream", "capture_error_mode": "thread_local"}
     assert asked == [generator, (graph, how), "begin", "function", "end", "replay"] and outputs == "out"
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_on_stand_ins_of_gpu_tensors(name, monkeypatch) -> None:
+    """No loss mixes a GPU's tensors with a CPU's that it makes itself, or reads their values: they have none."""
+    views = views_of(name)
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)
+    queue = {"memory_type": "queue"} if "memory_type" in method_options(find_method(name)) else {}
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            s, t = example(6 * views)
+            method, seen = build(name, s, t, **queue), batch(s, views=views)
+        assert all(loss.device.type == "cuda" for loss in losses(method, s, t, seen))

@@ -16,6 +16,7 @@ from conftest import QUICK, ROOT
 from test_more_datasets import make_tinyimagenet
 
 import models
+from helper.sweep import items
 
 SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / "scripts" / "slurm_distill.sbatch"]
 RECORDER = """#!/bin/sh
@@ -70,6 +71,10 @@ def call(tmp_path):
             cwd=here, env=os.environ | given, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         recorded = [record.split("\x1f")[:-1] for record in calls.read_text().split("\x1e")[:-1]]
+        for command in recorded:  # train_student.py parts the items of a sweep as it does lines
+            if "--sweep" in command:
+                place = command.index("--sweep") + 1
+                command[place] = repr(items(command[place]))
         return done.returncode, done.stdout, recorded
 
     return run
