@@ -242,6 +242,7 @@ def report(runs: list[tuple[Job, Run]]) -> None:
         last, best = ([summary[key] for summary in found] for key in ("last_acc", "best_acc"))
         deviation = f" ± {stdev(last):.2f}" if len(last) > 1 else ""
         print(f"| {item} | {len(last)} | {mean(last):.2f}{deviation} | {mean(best):.2f} |")
+    print()
     failed = [f"{job.label}: {run.failed}" for job, run in runs if run.failed]
     if failed:
         raise Failed(f"{len(failed)} of {len(runs)} students have no result: {'; '.join(failed)}")
