@@ -15,6 +15,7 @@ import dataset
 import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
+from distiller_zoo.dot import DOT
 from helper import checkpoint, export, options, parallel, sweep
 from helper.loops import Group, fit
 from helper.run import Run
@@ -53,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"
     )
+    group.add_argument("--dot", type=options.share, metavar="DELTA", help="momenta for labels and for teachers")
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
@@ -109,6 +111,9 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     asked = taught or any(cls.init_loss for cls in classes)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
+    if opt.dot is not None:
+        with mendable(f"--dot {opt.dot:g}"):
+            DOT.check(opt)
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
@@ -163,7 +168,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
 
     # initialisation and training
     rates = [(opt.init_learning_rate, opt.init_lr_decay_epochs), (opt.learning_rate, opt.lr_decay_epochs)]
-    stages = [Stage("", opt.epochs, criterion, *rates[1], job.taught, criterion.reads)]
+    rule = {} if opt.dot is None else {"update": DOT}
+    stages = [Stage("", opt.epochs, criterion, *rates[1], job.taught, criterion.reads, **rule)]
     if criterion.has_init:
         how = True, criterion.init_reads, criterion.init_runs_student
         stages.insert(0, Stage("init", opt.init_epochs, criterion.init, *rates[0], *how))
@@ -183,6 +189,8 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
         sweep.check_device(device)
+    if parallel.several() and jobs[0].opt.dot is not None:
+        raise UserError("--dot: expected one process: gradients of two losses do not travel")
     states = load_teachers(jobs[0].opt)
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):

@@ -11,48 +11,6 @@ from torch import Tensor, nn
 MAPS = ("feats", "preacts")  # the parts of an Output that only some losses read
 
 
-class Stage(NamedTuple):
-    """A part of a run with an optimiser of its own."""
-
-    name: str  # "" for the training that is validated, and whose last epoch is the result
-    epochs: int
-    loss: Callable[..., dict[str, Tensor]]  # (student's Output, teachers' Outputs, batch) -> weighted terms
-    learning_rate: float
-    decay_epochs: Sequence[int] = ()  # the rate falls after each of these
-    asks_teachers: bool = False  # True: the loss reads the teachers' Outputs
-    reads: Sequence[str] = ()  # the maps of the Outputs that the loss reads, of MAPS
-    runs_student: bool = True  # False: the loss reads the first teacher alone, whose Output is given in its place
-    train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
-
-    @property
-    def log(self) -> str:
-        return f"{self.name}_log.csv" if self.name else "log.csv"
-
-
-def only(output: Any, reads: Sequence[str]) -> Any:
-    """The Output without the maps that nobody reads."""
-    return output._replace(**{part: () for part in MAPS if part not in reads})
-
-
-class Features(nn.Module):
-    """A network that returns an Output with the maps that are read, and no others.
-
-    A compiled network has to keep all that it returns, and its backward pass starts with zeros for what was not used.
-    """
-
-    def __init__(self, network: nn.Module, reads: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.reads = network, tuple(reads)
-
-    def forward(self, images: Tensor) -> Any:
-        return only(self.network(images, is_feat=True), self.reads)
-
-
-def rows_of(images: Tensor) -> Tensor:
-    """The images of a batch as the networks take them: [B, V, C, H, W] becomes [B * V, C, H, W]."""
-    return images.flatten(0, 1) if images.dim() == 5 else images
-
-
 class Precision:
     """`--amp`: what the networks compute in. Losses are float32 whatever this says."""
 
@@ -62,32 +20,6 @@ class Precision:
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-
-
-class Step(nn.Module):
-    """Student and loss: what of a step DDP must see as one module. Returns weighted terms and the student's logits."""
-
-    def __init__(self, stage: Stage, student: nn.Module, criterion: nn.Module, precision: Precision) -> None:
-        """student: as `Features`; criterion: what the stage's loss is made of."""
-        super().__init__()
-        self.student, self.criterion = student, criterion
-        self.loss, self.runs_student, self.precision = stage.loss, stage.runs_student, precision
-
-    def forward(self, batch: Any, t: Sequence[Any]) -> tuple[dict[str, Tensor], Tensor]:
-        if self.runs_student:
-            with self.precision.autocast():
-                s = self.student(rows_of(batch.images))
-        else:
-            s = t[0]
-        return self.loss(s, t, batch), s.logits.detach()
-
-
-def parameter_groups(networks: Iterable[nn.Module], own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups for an optimiser: every parameter that requires a gradient once, those of the groups `own` in these."""
-    own = [group | {"params": [p for p in group["params"] if p.requires_grad]} for group in own]
-    taken = {id(p) for group in own for p in group["params"]}
-    rest = {id(p): p for network in networks for p in network.parameters() if p.requires_grad and id(p) not in taken}
-    return [{"params": list(rest.values())}, *(group for group in own if group["params"])]
 
 
 class Update:
@@ -124,3 +56,72 @@ class Update:
         self.scaler.scale(sum(terms.values())).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+class Stage(NamedTuple):
+    """A part of a run with an optimiser of its own."""
+
+    name: str  # "" for the training that is validated, and whose last epoch is the result
+    epochs: int
+    loss: Callable[..., dict[str, Tensor]]  # (student's Output, teachers' Outputs, batch) -> weighted terms
+    learning_rate: float
+    decay_epochs: Sequence[int] = ()  # the rate falls after each of these
+    asks_teachers: bool = False  # True: the loss reads the teachers' Outputs
+    reads: Sequence[str] = ()  # the maps of the Outputs that the loss reads, of MAPS
+    runs_student: bool = True  # False: the loss reads the first teacher alone, whose Output is given in its place
+    train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
+    update: type[Update] = Update
+
+    @property
+    def log(self) -> str:
+        return f"{self.name}_log.csv" if self.name else "log.csv"
+
+
+def only(output: Any, reads: Sequence[str]) -> Any:
+    """The Output without the maps that nobody reads."""
+    return output._replace(**{part: () for part in MAPS if part not in reads})
+
+
+class Features(nn.Module):
+    """A network that returns an Output with the maps that are read, and no others.
+
+    A compiled network has to keep all that it returns, and its backward pass starts with zeros for what was not used.
+    """
+
+    def __init__(self, network: nn.Module, reads: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.reads = network, tuple(reads)
+
+    def forward(self, images: Tensor) -> Any:
+        return only(self.network(images, is_feat=True), self.reads)
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """The images of a batch as the networks take them: [B, V, C, H, W] becomes [B * V, C, H, W]."""
+    return images.flatten(0, 1) if images.dim() == 5 else images
+
+
+class Step(nn.Module):
+    """Student and loss: what of a step DDP must see as one module. Returns weighted terms and the student's logits."""
+
+    def __init__(self, stage: Stage, student: nn.Module, criterion: nn.Module, precision: Precision) -> None:
+        """student: as `Features`; criterion: what the stage's loss is made of."""
+        super().__init__()
+        self.student, self.criterion = student, criterion
+        self.loss, self.runs_student, self.precision = stage.loss, stage.runs_student, precision
+
+    def forward(self, batch: Any, t: Sequence[Any]) -> tuple[dict[str, Tensor], Tensor]:
+        if self.runs_student:
+            with self.precision.autocast():
+                s = self.student(rows_of(batch.images))
+        else:
+            s = t[0]
+        return self.loss(s, t, batch), s.logits.detach()
+
+
+def parameter_groups(networks: Iterable[nn.Module], own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups for an optimiser: every parameter that requires a gradient once, those of the groups `own` in these."""
+    own = [group | {"params": [p for p in group["params"] if p.requires_grad]} for group in own]
+    taken = {id(p) for group in own for p in group["params"]}
+    rest = {id(p): p for network in networks for p in network.parameters() if p.requires_grad and id(p) not in taken}
+    return [{"params": list(rest.values())}, *(group for group in own if group["params"])]

@@ -75,9 +75,9 @@ def shown(words: list[str], seed: int | None) -> tuple[str, str]:
     rest, trial = list(words), "" if seed is None else str(seed)
     for flag in ("--run_name", "--trial", "-t"):
         while flag in rest[:-1]:
-            at = rest.index(flag)
-            trial = trial if flag == "--run_name" else rest[at + 1]
-            del rest[at : at + 2]
+            place = rest.index(flag)
+            trial = trial if flag == "--run_name" else rest[place + 1]
+            del rest[place : place + 2]
     return shlex.join(rest), trial
 
 

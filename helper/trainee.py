@@ -12,7 +12,7 @@ from . import captured, parallel
 from .meters import Meters
 from .run import Run
 from .slow import SlowWeights
-from .step import Features, Precision, Stage, Step, Update, only, parameter_groups
+from .step import Features, Precision, Stage, Step, only, parameter_groups
 from .teachers import ready
 from .util import Diverged, UserError, peak_memory_mb, rng_state, set_rng_state
 from .validation import predict, validate
@@ -146,9 +146,8 @@ class Trainee:
         if self.stage:  # a parameter that the new stage leaves alone must have no gradient
             self.update.optimizer.zero_grad(set_to_none=True)
         self.stage = stage
-        self.update = Update(
-            parameter_groups([self.student, self.criterion], self.criterion.groups()), self.precision, self.opt
-        )
+        groups = parameter_groups([self.student, self.criterion], self.criterion.groups())
+        self.update = stage.update(groups, self.precision, self.opt)
         self.meters = Meters(self.device)
         features = ready(Features(self.student, stage.reads), self.device, self.opt.compile)
         self.forward = parallel.joined(Step(stage, features, self.criterion, self.precision))

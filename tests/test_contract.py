@@ -16,6 +16,7 @@ import train_student
 import transfer_student
 from distiller_zoo import Distiller, method_options
 from distiller_zoo.criterion import Criterion
+from distiller_zoo.dot import DOT
 from helper.step import Precision, Update, parameter_groups
 from helper.trainee import Trainee
 from helper.validation import validate
@@ -219,3 +220,74 @@ def test_validation_in_large_batches(teacher, tmp_path, monkeypatch) -> None:
         run = ["--save_folder", str(tmp_path), "--run_name", size, "--batch_size", "64", "--limit_train", "70"]
         train_student.main([*few, *run, "--image_size", size])
         assert sizes.pop() == expected
+
+
+def descended(rule: type[Update], dot: float, weight: float = 1.0) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2).double()
+    opt = argparse.Namespace(learning_rate=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False, dot=dot)
+    update = rule(parameter_groups([network], []), Precision("off", torch.device("cpu")), opt)
+    for _ in range(5):
+        x = torch.randn(4, 3).double()
+        y = network(x)
+        update.step({"ce": y.square().mean(), "kd": weight * (y - 1).abs().mean()})
+    return [p.detach() for p in network.parameters()]
+
+
+def test_dot_without_delta_is_sgd() -> None:
+    for a, b in zip(descended(DOT, 0.0), descended(Update, 0.0), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_dot_is_its_formula() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2).double()
+    weight, bias = (p.detach().clone() for p in network.parameters())
+    task, distill = ([torch.zeros_like(p) for p in (weight, bias)] for _ in range(2))
+    for _ in range(5):
+        x = torch.randn(4, 3).double()
+        leaves = [p.clone().requires_grad_() for p in (weight, bias)]
+        y = x @ leaves[0].T + leaves[1]
+        g_task = torch.autograd.grad(y.square().mean(), leaves, retain_graph=True)
+        g_distill = torch.autograd.grad((y - 1).abs().mean(), leaves)
+        for i, p in enumerate((weight, bias)):
+            task[i] = (0.9 - 0.075) * task[i] + g_task[i] + 5e-4 * p
+            distill[i] = (0.9 + 0.075) * distill[i] + g_distill[i]
+            p -= 0.1 * (task[i] + distill[i])
+    for a, b in zip(descended(DOT, 0.075), (weight, bias), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("flags", ["kd", "crd --nce_k 8 -a 1", "sp,pkt -b 100,1000"])
+def test_dot_resumes(flags, teacher, tmp_path, monkeypatch) -> None:
+    run = [*QUICK, "--path_t", str(teacher), "--epochs", "2", "--run_name", "r", "--distill", *flags.split(), "--dot"]
+    whole, cut = ([*run, "0.075", "--save_folder", str(tmp_path / name)] for name in ("whole", "cut"))
+    train_student.main(whole)
+    step, steps = Trainee.step, iter(range(1, 100))
+
+    def dying(*given: object) -> None:
+        if next(steps) == 7:
+            raise OSError("power cut")
+        step(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(Trainee, "step", dying)
+        train_student.main([*cut, "--save_steps", "2"])
+    train_student.main([*cut, "--save_steps", "2"])
+    for a, b in zip(*(results(tmp_path / name / "student_model" / "r") for name in ("whole", "cut")), strict=True):
+        if isinstance(a, dict) and "options" in a:
+            a["options"].pop("save_steps"), b["options"].pop("save_steps")
+        assert equal(a, b)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--distill", "none"], "--dot 0.1: needs the cross entropy (-r) and a term beside it (-a or -b)"),
+    (["--distill", "kd", "-r", "0"], "--dot 0.1: needs the cross entropy"),
+    (["--distill", "kd", "--amp", "fp16"], "--dot 0.1: has no rule for --amp fp16"),
+    (["--distill", "kd", "--nesterov"], "--dot 0.1: has no rule for --nesterov"),
+    (["--distill", "kd", "--momentum", "0.95"], "--dot 0.1: expected a --momentum of 0.1 to 0.9, found 0.95"),
+])  # fmt: skip
+def test_dot_refused(flags, message, teacher, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_student.main([*QUICK, "--path_t", str(teacher), "--save_folder", str(tmp_path), "--dot", "0.1", *flags])
+    assert stop.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ ALLOWED = {
     "models": set(),
     "dataset": set(),
     "helper": {"dataset", "models"},
-    "distiller_zoo": {"dataset", "models"},
+    "distiller_zoo": {"dataset", "models", "helper"},
     "crd": {"dataset", "models", "distiller_zoo"},
 }
 Graph = dict[str, set[str]]
