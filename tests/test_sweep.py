@@ -84,7 +84,7 @@ def test_equals_the_runs_alone(teacher, each_alone, tmp_path, capsys, monkeypatc
     # In epochs of 4 steps, ten students that see the same batches ask in 3 epochs, and ft alone in one more, when it
     # comes out of its initialisation; uda in 3, sskd in 4. Alone they would ask in 33.
     assert sum(bool(chunk) and reads is not None for chunk, reads, _ in asked) == 4 * (3 + 1 + 3 + 4)
-    table = said[said.index("| student |") :].splitlines()
+    table = said[said.index("| student |") :].strip().splitlines()
     assert [line.split(" | ")[0].lstrip("| ") for line in table[2:]] == ITEMS
     assert len(re.findall("^epoch 1: .*none [0-9.]+, kd [0-9.]+, ", said, re.M)) == 1
     train_student.main(command)  # all are finished
