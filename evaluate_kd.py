@@ -22,6 +22,7 @@ import dataset
 import train_student
 import train_teacher
 from helper import checkpoint, options
+from helper.run import parsed
 from helper.util import OneLineParser, UserError, command
 
 KD = "-r 0.5 -a 0.5 --kd_T 5"  # lambda and temperature there
@@ -199,8 +200,8 @@ def report(results: list[Result], title: str, path: str) -> None:
     print(f"\n{title}\n\n{text}")
     checkpoint.atomically(Path(f"{path}.md"), lambda file: file.write(text.encode()))
     write(f"{path}.csv", [Result._fields, *results])
-    logs = {r.mode: csv.DictReader((r.folder / "log.csv").read_text().splitlines()) for r in chosen}
-    curves = {mode: [float(row["val_acc"]) for row in log] for mode, log in logs.items()}
+    logs = {r.mode: checkpoint.load(r.folder / "last.pth", "the run's")["logs"]["log.csv"] for r in chosen}
+    curves = {mode: [row["val_acc"] for row in parsed(log)] for mode, log in logs.items()}
     epochs = enumerate(zip(*curves.values(), strict=True), 1)
     write(f"{path}_curves.csv", [["epoch", *curves], *([epoch, *accs] for epoch, accs in epochs)])
     if importlib.util.find_spec("matplotlib"):

@@ -1,9 +1,10 @@
 """Files that are never half there, and checkpoints that cannot run code."""
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,21 @@ def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, 
     if not weights:
         raise UserError(f"{flag} {path}: holds no tensors under `model`, `state_dict` or at the top")
     return weights
+
+
+def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of names, dtypes, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, x in tensors:
+        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        found.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def digest(state: dict[str, Any], flag: str = "checkpoint", path: str | Path = "") -> str:
+    """Of the weights in a checkpoint, whatever else is in it, and of the fast ones that slow weights have followed."""
+    fast = weights_of({"model": state["fast"]}, flag, path) if isinstance(state.get("fast"), dict) else {}
+    return hashed(sorted([*weights_of(state, flag, path).items(), *((f"fast {key}", x) for key, x in fast.items())]))
 
 
 def head_key(model: nn.Module) -> str:
