@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, export, parallel
+from . import checkpoint, export, identity, parallel
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -24,6 +24,7 @@ from .util import UserError, machine
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()
 )
+PATHS = {"path_t", "path_s"}  # of weights
 MEASURED, VALIDATED = {"train_seconds", "images_per_second"}, {"val_acc", "val_acc_top5"}  # read again at the end
 REPORTED = {"epochs": int, "last_acc": float, "best_epoch": int, "best_acc": float}  # of summary.json
 LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
@@ -71,6 +72,8 @@ class Run:
         }
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
         self.logs: dict[str, str] = {}  # the text of each log.csv, which goes into last.pth
+        self.made_of: dict[str, Any] = {}  # digests of the weights that it begins with and of the images that it sees
+        self.before: dict[str, Any] = {}  # the same of the run that the folder holds
         self.finished, self.lock = False, None
         self.failed = ""  # why it has no result, where others went on
         last, previous, summary = self.progress = [self.folder / name for name in (LAST, PREVIOUS, "summary.json")]
@@ -83,7 +86,8 @@ class Run:
         self._refuse_if_locked()
         self.seen = self._look()
         if opt.resume == "auto" and summary in self.seen:
-            self._compare(self._read_json(self.folder / "options.json", options=dict)["options"])
+            self.origin = self.folder / "options.json"
+            self._compare(self._read_json(self.origin, options=dict))
             self.summary = self._read_json(summary, **REPORTED)
             self.finished = not opt.export or export.done(self.stem, opt.export, self.summary.get("weights"))
             if self.finished:
@@ -93,7 +97,7 @@ class Run:
                 raise UserError(f"{asked}, but its {LAST} is gone: there is nothing to export")
         if opt.resume == "auto" and (last in self.seen or previous in self.seen):
             self.state = self._read_last(last, previous)
-            self._compare(self.state["options"])
+            self._compare(self.state)
             self._take_logs(self.state)
 
     def _look(self) -> dict[Path, tuple[int, int]]:
@@ -123,9 +127,11 @@ class Run:
         for path in filter(self.seen.get, paths):
             try:
                 state = checkpoint.load(path, "the interrupted run's")
-                kinds = [type(state.get(key)) for key in ("options", "done", "logs", "stage")]
-                if kinds != [dict, dict, dict, str] or any(name != os.path.basename(name) for name in state["done"]):
-                    raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from")
+                kinds = {"options": dict, "made_of": dict, "done": dict, "logs": dict, "stage": str}
+                lacking = [key for key, kind in kinds.items() if type(state.get(key)) is not kind]
+                if lacking or any(name != os.path.basename(name) for name in state["done"]):
+                    reason = f", it lacks {', '.join(lacking)}" if lacking else ""
+                    raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from{reason}")
             except UserError as error:
                 errors.append(str(error))
             else:
@@ -152,12 +158,14 @@ class Run:
         """Finds and reads the file that is tested: the given one, else the last of a run so called, else `start`."""
         if not given and last.is_file():
             self.state = checkpoint.load(last, "the run's")
+            self.origin = last
             try:
-                self._compare(self.state.get("options", {}))
+                self._compare(self.state)
                 return str(last)
             except UserError:
                 if start is None:
                     raise
+        self.before = {}
         self.state = checkpoint.load(given, "--test_only") if given else None
         if not (given or start):
             raise UserError(f"--test_only: expected a run of these options, but there is no {last}; or name a FILE")
@@ -184,14 +192,39 @@ class Run:
                 f"{self.origin}: not as this run leaves it: {reason}; --resume never starts the run afresh"
             ) from None
 
-    def _compare(self, before: dict[str, Any]) -> None:
+    def _compare(self, told: dict[str, Any]) -> None:
+        """Raises UserError where the folder's run has other options. Paths of weights are free: these are compared."""
+        before, self.before = (told[k] if isinstance(told.get(k), dict) else {} for k in ("options", "made_of"))
         now = json.loads(json.dumps(self.options))
         differing = [k for k in sorted({*before, *now} - FREE, key=str) if before.get(k) != now.get(k)]
-        if differing:
-            listed = ", ".join(f"--{k} was {before.get(k)}, is {now.get(k)}" for k in differing)
-            raise UserError(
-                f"{self.folder} holds a run with other options: {listed}; give --run_name or --resume never"
-            )
+        if "weights" in self.before:
+            differing = [k for k in differing if k not in PATHS or number(before.get(k)) != number(now.get(k))]
+        self._refuse("with other options", [f"--{k} was {before.get(k)}, is {now.get(k)}" for k in differing])
+
+    def begins_with(self, option: str, files: list[tuple[str, str | None]]) -> None:
+        """Notes what an option names, and the digest of each one's weights; None: the file is gone.
+
+        Raises UserError where the folder's run began with other weights.
+        """
+        with self.going_on():
+            before = self.before.get("weights", {}).get(option, [])
+            found = [(path, now, was) for (path, now), was in zip(files, before, strict=False) if now and now != was]
+        other = [f"--{option} {path} has the digest {now}, not {was}" for path, now, was in found]
+        self._refuse("that began with other weights", other)
+        if files:
+            self.made_of.setdefault("weights", {})[option] = [digest for _, digest in files]
+
+    def sees(self, data: dict[str, Any], listed: str) -> None:
+        """Notes `identity.of` a data set and `dataset.listed`. Raises UserError where the folder's run saw another."""
+        with self.going_on():
+            other = identity.differences(self.before.get("data", {}), data)
+        self._refuse("on other data", other and [*other, f"--data_folder {self.options['data_folder']}"])
+        self.made_of |= {"data": data, "listed": listed}
+
+    def _refuse(self, which: str, reasons: list[str]) -> None:
+        if reasons:
+            reason = "; ".join(reasons)
+            raise UserError(f"{self.folder} holds a run {which}: {reason}; give --run_name or --resume never")
 
     @contextlib.contextmanager
     def open(self, device: torch.device) -> Iterator[None]:
@@ -218,7 +251,8 @@ class Run:
                 path.unlink()
         if self.state is None:
             facts = machine(device) | {"processes": parallel.world()}
-            checkpoint.save_json(self.folder / "options.json", {"options": self.options, **facts})
+            told = {"options": self.options, "made_of": self.made_of}
+            checkpoint.save_json(self.folder / "options.json", told | facts)
         elif self.origin != self.folder / LAST:
             os.replace(self.origin, self.folder / LAST)
         for name in self.state["done"] if self.state else ():
@@ -246,7 +280,7 @@ class Run:
         before = None
         if name == LAST:
             state, before = state | {"logs": self.logs}, self.folder / PREVIOUS
-        checkpoint.save(self.folder / name, {**state, "options": self.options}, before)
+        checkpoint.save(self.folder / name, {**state, "options": self.options, "made_of": self.made_of}, before)
 
     @writes
     def save_predictions(self, name: str, predictions: Tensor) -> None:
@@ -290,6 +324,18 @@ class Run:
             f"last epoch ({s['epochs']}): {s['last_acc']:.2f} %   best (epoch {s['best_epoch']}): {s['best_acc']:.2f} %"
         )
         print(f"run folder: {self.folder}")
+
+
+def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:
+    """The options of the run in that folder; {} where there is none, or none that can be read."""
+    with contextlib.suppress(UserError):
+        told = checkpoint.load_json(Path(opt.save_folder) / kind / (opt.run_name or name) / "options.json", "options")
+        return told["options"] if isinstance(told.get("options"), dict) else {}
+    return {}
+
+
+def number(paths: str | list[str] | None) -> int:
+    return len([paths] if isinstance(paths, str) else paths or [])
 
 
 def parsed(log: str) -> list[dict[str, float]]:
