@@ -139,7 +139,7 @@ def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, x in tensors:
         found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        found.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        found.update(x.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return found.hexdigest()
 
 
