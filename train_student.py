@@ -21,7 +21,7 @@ from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
 from helper.step import Precision, Stage
-from helper.teachers import build_teachers, load_published, load_teachers, named_teachers
+from helper.teachers import all_teachers, build_teachers, load_teachers, named_teachers
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
 from helper.validation import test
@@ -183,8 +183,7 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         sweep.check_device(device)
     first = jobs[0].opt
     states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
-    flag, given = named_teachers(first)
-    taught_by = checkpoint.digests(flag, given, states) if states else []
+    taught_by = checkpoint.digests("--path_t", first.path_t or [], states)
     load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
@@ -198,25 +197,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         if run.folder in [student.run.folder for student in students]:
             raise UserError(f"--sweep: two students have the folder {run.folder}")
         start = load_start(opt.path_s)
+        if opt.path_s and not run.finished and (opt.test_only is None or not run.state):
+            checkpoint.existing(opt.path_s, "--path_s", "last.pth")
         run.begins_with("path_t", taught_by)
         run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [start]) if opt.path_s else [])
         students.append(Student(job, opt, found, taught, run, start))
     return students, states, device
-
-
-def require(students: list[Student], states: list[dict]) -> list[dict]:
-    """The teachers' weights. Raises UserError where what the students need is gone, or not what they began with."""
-    opt = students[0].opt
-    for student in students:
-        if student.opt.path_s:
-            checkpoint.existing(student.opt.path_s, "--path_s", "last.pth")
-    for path in opt.path_t or []:
-        checkpoint.existing(path, "--path_t", "last.pth")
-    if opt.pretrained_t:
-        states = load_published(opt)
-        for student in students:
-            student.run.begins_with("pretrained_t", checkpoint.digests("--pretrained_t", opt.model_t, states))
-    return states
 
 
 @command
@@ -224,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     students, states, device = prepare(argv)
     opt, waiting = students[0].opt, [student for student in students if not student.run.finished]
     if waiting and opt.test_only is None:
-        states = require(waiting, states)
+        states = all_teachers(opt, states, [student.run for student in waiting])
     finished = [student.run for student in students if student.run.finished]
     options.check_data_of(opt, finished)
     for run in finished:
@@ -237,8 +223,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_students(students: list[Student], states: list[dict], device: torch.device) -> None:
     run, opt = students[0].run, students[0].opt
-    if opt.test_only is not None and not run.state:
-        checkpoint.existing(opt.path_s, "--path_s", "last.pth")
     data = options.load_data(opt, [student.run for student in students])
     if opt.test_only is not None:  # a file says itself how its network was wrapped
         flag = "--test_only" if run.state else "--path_s"

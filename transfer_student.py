@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     state = checkpoint.load_if_there(opt.path_s, "--path_s")  # a finished run does not need it
     opt.model_s = opt.model_s or checkpoint.find_name(state, opt.path_s, models.is_model)
     if not (opt.model_s or state):
-        opt.model_s = told_options("transfer", name, opt).get("model_s")
+        told = told_options("transfer", name, opt).get("model_s")
+        opt.model_s = told if isinstance(told, str) else None
     if opt.model_s is None:
         checkpoint.existing(opt.path_s, "--path_s", "last.pth")
         raise UserError(

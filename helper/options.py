@@ -336,9 +336,9 @@ def check_data_of(opt: argparse.Namespace, finished: Sequence[Any]) -> None:
         with mendable(f"--dataset {opt.dataset}"):
             listed = dataset.listed(opt.dataset, opt.data_folder) if finished else ""
     except UserError as error:
-        if isinstance(error.__context__, OSError):
-            return
-        raise
+        if not isinstance(error.__context__, OSError):
+            raise
+        return print(f"its images are not there to be compared: {error}")
     if any(run.before.get("listed", listed) != listed for run in finished):
         load_data(opt, finished)
 

@@ -232,6 +232,14 @@ def test_a_teacher_that_is_gone(teacher, whole, cut, tmp_path, capsys):
     named = cut / "resnet14_of_mine"
     named.mkdir()
     shutil.copy(teacher, named / "last.pth")
+    options = whole / "options.json"
+    text = options.read_text()
+    for known in ([], ["resnet14", "x"], [1], "resnet14", None):
+        told = json.loads(text)
+        told["options"]["model_t"] = known
+        options.write_text(json.dumps(told))
+        refused(train_student.main, student(gone, whole.parents[1]), capsys, f"--path_t {gone}: no such file")
+    options.write_text(text)
     command = student(named / "last.pth", cut)
     del command[command.index("--run_name") : command.index("--run_name") + 2]
     train_student.main(command)  # the folder's name is made of the teacher's network
@@ -385,7 +393,9 @@ def test_images_elsewhere(trees, tmp_path, capsys):
     data = shutil.copytree(trees["data"], tmp_path / "a" / "data", copy_function=shutil.copy)
     finished(train_teacher.main, on_tree(data, trees["whole"]), capsys)
     train_teacher.main(on_tree(data, trees["whole"], "--test_only"))
-    finished(train_teacher.main, on_tree(tmp_path / "gone", trees["whole"]), capsys)
+    train_teacher.main(on_tree(tmp_path / "gone", trees["whole"]))
+    said = capsys.readouterr().out
+    assert "this run is finished" in said and "its images are not there to be compared: --dataset folder: " in said
     cut = shutil.copytree(trees["cut"], tmp_path / "cut")
     train_teacher.main(on_tree(data, cut))
     same(cut / "models" / "r", trees["whole"] / "models" / "r")
@@ -504,7 +514,16 @@ def test_checkpoints_without_their_rows(name, teacher, cut, capsys):
     refused(train_student.main, student(teacher, cut), capsys, message)
 
 
-def test_the_suite_reads_checkpoints(tmp_path, monkeypatch):
+def test_what_does_not_fit_is_said_whole(teacher, cut, capsys):
+    path = cut / "student_model" / "r" / "last.pth"
+    state = torch.load(path, weights_only=True)
+    state["model"]["fc.bias"] = torch.zeros(9)
+    torch.save(state, path)
+    words = r"size mismatch for fc.bias: .*torch.Size\(\[9\]\).* torch.Size\(\[10\]\)"
+    refused(train_student.main, student(teacher, cut), capsys, words)
+
+
+def test_the_suite_reads_checkpoints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = f"--mode nokd --student resnet8 --dataset digits --epochs 2 --results-dir {tmp_path}".split()
     command += "--limit_train 100 --limit_val 50 --device cpu".split()
@@ -515,6 +534,10 @@ def test_the_suite_reads_checkpoints(tmp_path, monkeypatch):
         log.write_text("epoch,val_acc\n1,x\n")
     evaluate_kd.main(command)
     assert curves.read_text() == before
+    (last,) = tmp_path.rglob("last.pth")
+    state = torch.load(last, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "logs"}, last)
+    refused(evaluate_kd.main, command, capsys, f"the run's {last}: lacks the accuracy of each epoch")
 
 
 # ---- all at once ----
