@@ -22,6 +22,7 @@ import dataset
 import train_student
 import train_teacher
 from helper import checkpoint, options
+from helper.run import parsed
 from helper.util import OneLineParser, UserError, command
 
 KD = "-r 0.5 -a 0.5 --kd_T 5"  # lambda and temperature there
@@ -182,6 +183,15 @@ def write(path: str, rows: list[list]) -> None:
     checkpoint.atomically(Path(path), lambda file: file.write(text.getvalue().encode()))
 
 
+def curve(last: Path) -> list[float]:
+    """The accuracy after each epoch, which the run's checkpoint knows."""
+    state = checkpoint.load(last, "the run's")
+    try:
+        return [row["val_acc"] for row in parsed(state["logs"]["log.csv"])]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise UserError(f"the run's {last}: lacks the accuracy of each epoch") from None
+
+
 def draw(path: str, title: str, curves: dict[str, list[float]]) -> None:
     """Each mode's accuracy in every epoch, to .pdf and .png."""
     from scripts.curves import Curve, draw  # needs matplotlib
@@ -199,8 +209,7 @@ def report(results: list[Result], title: str, path: str) -> None:
     print(f"\n{title}\n\n{text}")
     checkpoint.atomically(Path(f"{path}.md"), lambda file: file.write(text.encode()))
     write(f"{path}.csv", [Result._fields, *results])
-    logs = {r.mode: csv.DictReader((r.folder / "log.csv").read_text().splitlines()) for r in chosen}
-    curves = {mode: [float(row["val_acc"]) for row in log] for mode, log in logs.items()}
+    curves = {r.mode: curve(r.folder / "last.pth") for r in chosen}
     epochs = enumerate(zip(*curves.values(), strict=True), 1)
     write(f"{path}_curves.csv", [["epoch", *curves], *([epoch, *accs] for epoch, accs in epochs)])
     if importlib.util.find_spec("matplotlib"):

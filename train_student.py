@@ -5,6 +5,7 @@ python train_student.py --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.p
 
 import argparse
 import copy
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,10 @@ from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
 from helper import checkpoint, export, options, parallel, sweep
 from helper.loops import Group, fit
-from helper.run import Run
+from helper.run import Run, told_options
 from helper.slow import SlowWeights
 from helper.step import Precision, Stage
-from helper.teachers import build_teachers, load_teachers, named_teachers
+from helper.teachers import all_teachers, build_teachers, load_teachers, named_teachers
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
 from helper.validation import test
@@ -74,6 +75,7 @@ class Student(NamedTuple):
     keywords: dict[str, dict[str, Any]]  # of each method in use
     taught: bool  # whether its training asks teachers
     run: Run
+    start: dict[str, Any]  # what --path_s holds
 
 
 def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -140,7 +142,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     opt, data, teachers, device = job.opt, shared.data, shared.teachers, shared.device
     # the seed is set here so that equal seeds give equal students whatever the method
     seed_everything(opt.seed)
-    start = checkpoint.load(opt.path_s, "--path_s") if opt.path_s else {}
+    start = job.start
     student = new_student(opt, start, "--path_s", opt.path_s, data)
     if opt.sweep:
         sweep.check_network(student, data.train_images.shape[-2:])
@@ -189,9 +191,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
         sweep.check_device(device)
-    if parallel.several() and jobs[0].opt.dot is not None:
+    first = jobs[0].opt
+    if parallel.several() and first.dot is not None:
         raise UserError("--dot: expected one process: gradients of two losses do not travel")
-    states = load_teachers(jobs[0].opt)
+    states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
+    taught_by = checkpoint.digests("--path_t", first.path_t or [], states)
+    load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
         opt = job.opt
@@ -203,7 +208,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         run = Run("student_model", name, opt, start=opt.path_s)
         if run.folder in [student.run.folder for student in students]:
             raise UserError(f"--sweep: two students have the folder {run.folder}; give --run_name in an item")
-        students.append(Student(job, opt, found, taught, run))
+        start = load_start(opt.path_s)
+        if opt.path_s and not run.finished and (opt.test_only is None or not run.state):
+            checkpoint.existing(opt.path_s, "--path_s", "last.pth")
+        run.begins_with("path_t", taught_by)
+        run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [start]) if opt.path_s else [])
+        students.append(Student(job, opt, found, taught, run, start))
     return students, states, device
 
 
@@ -211,9 +221,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
 def main(argv: list[str] | None = None) -> None:
     students, states, device = prepare(argv)
     opt, waiting = students[0].opt, [student for student in students if not student.run.finished]
-    for student in students:
-        if student.run.finished:
-            student.run.already_done()
+    if waiting and opt.test_only is None:
+        states = all_teachers(opt, states, [student.run for student in waiting])
+    finished = [student.run for student in students if student.run.finished]
+    options.check_data_of(opt, finished)
+    for run in finished:
+        run.already_done()
     if waiting:
         train_students(waiting, states, device)
     if opt.sweep:
@@ -222,10 +235,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_students(students: list[Student], states: list[dict], device: torch.device) -> None:
     run, opt = students[0].run, students[0].opt
-    data = options.load_data(opt)
+    data = options.load_data(opt, [student.run for student in students])
     if opt.test_only is not None:  # a file says itself how its network was wrapped
         flag = "--test_only" if run.state else "--path_s"
-        state = run.state or checkpoint.load(opt.path_s, flag)
+        state = run.state or students[0].start
         network = new_student(opt, state, flag, run.tested, data).to(device, memory_format=torch.channels_last)
         return test(run, opt.model_s, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
 

@@ -38,9 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
     run = Run("models", name, opt)
     if run.finished:
+        options.check_data_of(opt, [run])
         return run.already_done()
 
-    data = options.load_data(opt)
+    data = options.load_data(opt, [run])
     seed_everything(opt.seed)
     model = models.create_model(opt.model, len(data.classes), options.images_of(data))
     model.to(device, memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ import models
 from distiller_zoo.criterion import Criterion
 from helper import checkpoint, export, options, parallel
 from helper.loops import Group, fit
-from helper.run import Run
+from helper.run import Run, told_options
 from helper.step import Precision, Stage
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
@@ -45,22 +45,30 @@ def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.begin(opt)
     device = parallel.start(opt)
-    state = checkpoint.load(opt.path_s, "--path_s")
+    source = Path(opt.path_s).absolute().parent.name
+    name = f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}"
+    state = checkpoint.load_if_there(opt.path_s, "--path_s")  # a finished run does not need it
     opt.model_s = opt.model_s or checkpoint.find_name(state, opt.path_s, models.is_model)
+    if not (opt.model_s or state):
+        told = told_options("transfer", name, opt).get("model_s")
+        opt.model_s = told if isinstance(told, str) else None
     if opt.model_s is None:
+        checkpoint.existing(opt.path_s, "--path_s", "last.pth")
         raise UserError(
             f"--path_s {opt.path_s}: neither the file nor its folder's name says its network; give --model_s"
         )
     with mendable(f"--path_s {opt.path_s}"):
         opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
 
-    source = Path(opt.path_s).absolute().parent.name
-    run = Run("transfer", f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}", opt)
+    run = Run("transfer", name, opt)
+    run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [state]))
     if run.finished:
+        options.check_data_of(opt, [run])
         return run.already_done()
+    checkpoint.existing(opt.path_s, "--path_s", "last.pth")
 
     # the network as it was trained, frozen, with a new classifier
-    data = options.load_data(opt)
+    data = options.load_data(opt, [run])
     seed_everything(opt.seed)
     layers = state.get("wrapped", [])
     with mendable(f"--path_s {opt.path_s}"):

@@ -15,7 +15,7 @@ from . import tinyimagenet as tinyimagenet
 from .augment import Augment, InMemory, Views
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
 from .batches import Batches, ValBatches, limit
-from .digest import fingerprint
+from .digest import fingerprint, listed
 from .files import Unreadable
 from .storage import Storage
 from .stream import augmentation
@@ -35,6 +35,7 @@ __all__ = [
     "find_dataset",
     "fingerprint",
     "limit",
+    "listed",
     "load",
     "register",
 ]

@@ -1,13 +1,15 @@
 """A digest of a data set, by which a run that goes on notices that it would see other data."""
 
 import hashlib
+import inspect
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import Tensor
 
-from .base import ImageSet
-from .storage import Files
+from .base import ImageSet, find_dataset
+from .storage import LARGEST_KEPT, Files, Storage
 
 
 def fingerprint(data: ImageSet) -> dict[str, str]:
@@ -27,6 +29,19 @@ def fingerprint(data: ImageSet) -> dict[str, str]:
         else:
             found[f"{part} files"] = _digest(_names_and_sizes(images))
     return found
+
+
+def listed(name: str, folder: str | Path) -> str:
+    """A digest of the image files of data set `name`: their classes, paths below the root and sizes; none is opened.
+
+    "" for sets that have no image files: they are shipped with the program, or are official files. Raises OSError where
+    the files are gone, ValueError where they are not as they should be.
+    """
+    loader = find_dataset(name)
+    if "storage" not in inspect.signature(loader).parameters:
+        return ""
+    data = loader(folder, LARGEST_KEPT + 1, storage=Storage("stream"))  # of such a size nothing is measured
+    return _digest(part.encode() for part in fingerprint(data).values())
 
 
 def _content(images: Tensor) -> Iterable[object]:

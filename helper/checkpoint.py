@@ -1,9 +1,10 @@
 """Files that are never half there, and checkpoints that cannot run code."""
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,15 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
+def load_if_there(path: str | Path, flag: str) -> dict[str, Any]:
+    """{} where the file is gone, which a finished run does not need."""
+    return load(path, flag) if os.path.exists(path) else {}
+
+
 def first_line(error: BaseException) -> str:
     text = "" if isinstance(error, KeyError) else str(error).strip()  # a bare key says nothing
-    return (text or repr(error)).splitlines()[0][:200]
+    first, *rest = (text or repr(error)).splitlines()
+    return " ".join([first, *(line.strip() for line in rest[: first.endswith(":")])])[:300]  # the reason may follow
 
 
 def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, Tensor]:
@@ -125,6 +132,27 @@ def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, 
     if not weights:
         raise UserError(f"{flag} {path}: holds no tensors under `model`, `state_dict` or at the top")
     return weights
+
+
+def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of names, dtypes, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, x in tensors:
+        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        found.update(x.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def digest(state: dict[str, Any], flag: str = "checkpoint", path: str | Path = "") -> str:
+    """Of the weights in a checkpoint, whatever else is in it, and of the fast ones that slow weights have followed."""
+    fast = weights_of({"model": state["fast"]}, flag, path) if isinstance(state.get("fast"), dict) else {}
+    return hashed(sorted([*weights_of(state, flag, path).items(), *((f"fast {key}", x) for key, x in fast.items())]))
+
+
+def digests(flag: str, paths: Sequence[str], states: Sequence[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    """Each path and the digest of what it holds; None where that is gone."""
+    pairs = zip(paths, states, strict=True)
+    return [(path, digest(state, flag, path) if state else None) for path, state in pairs]
 
 
 def head_key(model: nn.Module) -> str:

@@ -1,6 +1,8 @@
 """`--export`: the trained network as a file that runs without this project, checked before it gets its name."""
 
+import contextlib
 import copy
+import hashlib
 import io
 import warnings
 from argparse import ArgumentTypeError
@@ -75,29 +77,53 @@ def formats(text: str) -> list[str]:
     return names
 
 
-def files(stem: Path, names: list[str]) -> list[Path]:
-    """What `save` writes: STEM.onnx, STEM.pt, STEM.pt2, and STEM.json, which says what goes in and what comes out."""
-    suffixes = [FORMATS[name].suffix for name in names]
-    return [stem.with_suffix(suffix) for suffix in (*suffixes, ".json")] if names else []
+def file_of(stem: Path, name: str) -> Path:
+    return stem.with_suffix(FORMATS[name].suffix)
+
+
+def described(stem: Path, weights: str | None) -> dict[str, Any]:
+    """What STEM.json says, if it is of these weights: among it the digest of each file beside it. Else {}."""
+    with contextlib.suppress(UserError):
+        said = checkpoint.load_json(stem.with_suffix(".json"), "--export")
+        kinds = type(said.get("files")), type(said.get("largest_difference"))
+        if weights and said.get("weights") == weights and kinds == (dict, dict):
+            return said
+    return {}
+
+
+def done(stem: Path, names: list[str], weights: str | None) -> bool:
+    """Whether `save` has written all that is asked for, of the weights with this digest."""
+    known = described(stem, weights).get("files", {})
+    paths = [file_of(stem, name) for name in names]
+    return all(path.is_file() and known.get(path.name) == digest(path.read_bytes()) for path in paths)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @in_first
 @torch.no_grad()
 def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classes: Sequence[str]) -> None:
-    """Writes `files` for a finished run: its network in float32, for images [B, 3, H, W] normalised as in training.
+    """Writes STEM.onnx, STEM.pt, STEM.pt2, and last STEM.json: of what weights they are, what goes in and comes out.
 
+    They are a finished run's network in float32, for images [B, 3, H, W] normalised as in training.
     batches: of such images, whose first batch is compared; `images` says how they were normalised. Raises UserError
     where the network cannot be exported, or where the exported one's logits differ from its own by more than TOLERANCE.
     """
     names = run.options["export"]
     if not names:
         return
+    weights = checkpoint.digest({"model": network.state_dict()})
+    before = described(run.stem, weights)  # other formats of the same network stay
     network = copy.deepcopy(network).eval().requires_grad_(False)
     network.to("cpu", torch.float32, memory_format=torch.contiguous_format)
     batch = next(iter(batches)).images.cpu().contiguous()
     expected = network(batch)
-    allowed, found = TOLERANCE * max(1.0, expected.abs().max().item()), {}
-    for name, path in zip(names, files(run.stem, names), strict=False):
+    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+    found, written = before.get("largest_difference", {}), before.get("files", {})
+    for name in names:
+        path = file_of(run.stem, name)
         try:  # more than one image, or their number would be taken for fixed
             data, exported = FORMATS[name].make(network, torch.cat([batch[:1], batch[-1:]]))
             difference = max((exported(batch[:n]) - expected[:n]).abs().max().item() for n in (1, len(batch)))
@@ -107,11 +133,11 @@ def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classe
             raise UserError(f"--export {name}: its logits are {difference:.2g} from the network's, not {allowed:.2g}")
         with mendable(f"--export {name}"):
             checkpoint.atomically(path, lambda file, data=data: file.write(data))
-        found[name] = difference
+        found[name], written[path.name] = difference, digest(data)
         print(f"exported: {path}")
     given = {"name": "images", "dtype": "float32", "shape": ["batch", *batch.shape[1:]]}
     given |= {"values": "(RGB in 0..1 - mean) / std", "mean": images.mean, "std": images.std}
     logits = {"name": "logits", "dtype": "float32", "shape": ["batch", len(classes)], "classes": classes}
     facts = {key: run.summary[key] for key in ("model_name", "parameters", "last_acc")}
-    said = facts | {"input": given, "output": logits, "largest_difference": found}
-    checkpoint.save_json(files(run.stem, names)[-1], said)
+    said = facts | {"weights": weights, "files": written, "input": given, "output": logits}
+    checkpoint.save_json(run.stem.with_suffix(".json"), said | {"largest_difference": found})

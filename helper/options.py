@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,7 +15,7 @@ from torch import nn
 import dataset
 import models
 
-from . import checkpoint, export, run_log
+from . import checkpoint, export, identity, run_log
 from .parallel import one_before_the_others, part
 from .util import OneLineParser, UserError, mendable, near
 
@@ -321,11 +321,34 @@ def settle_seed(opt: argparse.Namespace) -> None:
             raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given") from None
 
 
-def load_data(opt: argparse.Namespace) -> dataset.ImageSet:
-    """The data set of the options, whole or limited. Raises UserError where its files are not as they should be."""
+def load_data(opt: argparse.Namespace, runs: Iterable[Any]) -> dataset.ImageSet:
+    """The data set of the options, whole or limited, which the runs note.
+
+    Raises UserError where its files are not as they should be, and where one of the runs has seen other images.
+    """
     with mendable(f"--dataset {opt.dataset}"), one_before_the_others():
         storage = dataset.Storage(opt.loader, opt.memory_gb, opt.num_workers)
-        return dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, storage)
+        data = dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, storage)
+        found = identity.of(data), dataset.listed(opt.dataset, opt.data_folder)
+    for run in runs:
+        run.sees(*found)
+    return data
+
+
+def check_data_of(opt: argparse.Namespace, finished: Sequence[Any]) -> None:
+    """Raises UserError where the data folder holds another set than these runs have seen; it may be gone.
+
+    Only where image files have other names or sizes are they loaded, to see whether that changes anything.
+    """
+    try:
+        with mendable(f"--dataset {opt.dataset}"):
+            listed = dataset.listed(opt.dataset, opt.data_folder) if finished else ""
+    except UserError as error:
+        if not isinstance(error.__context__, OSError):
+            raise
+        return print(f"its images are not there to be compared: {error}")
+    if any(run.before.get("listed", listed) != listed for run in finished):
+        load_data(opt, finished)
 
 
 def train_batches(

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, export, parallel
+from . import checkpoint, export, identity, parallel
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -23,8 +24,14 @@ from .util import UserError, machine
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()
 )
+PATHS = {"path_t", "path_s"}  # of weights
+MEASURED, VALIDATED = {"train_seconds", "images_per_second"}, {"val_acc", "val_acc_top5"}  # read again at the end
 REPORTED = {"epochs": int, "last_acc": float, "best_epoch": int, "best_acc": float}  # of summary.json
 LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
+# all that a run writes into its folder, but for the lock
+WRITTEN = r"(options|summary)\.json|(last|last\.prev|best|ckpt_epoch_\d+)\.pth|(init_)?log\.csv"
+WRITTEN += r"|predictions(_teacher\d+|_start)?\.csv|(teacher|student)\.(onnx|pt|pt2|json)|events\.out\.tfevents\..*"
+HALF_WRITTEN = r"\.(.+)\.\d+\.tmp"  # by a process that was killed
 
 
 def writes(method: Callable[..., None]) -> Callable[..., None]:
@@ -64,6 +71,9 @@ class Run:
             k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only", "sweep", "at_once")
         }
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
+        self.logs: dict[str, str] = {}  # the text of each log.csv, which goes into last.pth
+        self.made_of: dict[str, Any] = {}  # digests of the weights that it begins with and of the images that it sees
+        self.before: dict[str, Any] = {}  # the same of the run that the folder holds
         self.finished, self.lock = False, None
         self.failed = ""  # why it has no result, where others went on
         last, previous, summary = self.progress = [self.folder / name for name in (LAST, PREVIOUS, "summary.json")]
@@ -75,15 +85,20 @@ class Run:
             raise UserError(f"--save_folder {opt.save_folder}: {parent} is not a folder that can be written")
         self._refuse_if_locked()
         self.seen = self._look()
-        exported = all(path.is_file() for path in export.files(self.stem, opt.export))
-        if opt.resume == "auto" and summary in self.seen and (exported or last not in self.seen):
-            self._compare(self._read_json(self.folder / "options.json", options=dict)["options"])
-            self.finished = True
+        if opt.resume == "auto" and summary in self.seen:
+            self.origin = self.folder / "options.json"
+            self._compare(self._read_json(self.origin, options=dict))
             self.summary = self._read_json(summary, **REPORTED)
-            return
+            self.finished = not opt.export or export.done(self.stem, opt.export, self.summary.get("weights"))
+            if self.finished:
+                return
+            if last not in self.seen:
+                asked = f"--export {','.join(opt.export)}: {self.folder} is finished"
+                raise UserError(f"{asked}, but its {LAST} is gone: there is nothing to export")
         if opt.resume == "auto" and (last in self.seen or previous in self.seen):
             self.state = self._read_last(last, previous)
-            self._compare(self.state["options"])
+            self._compare(self.state)
+            self._take_logs(self.state)
 
     def _look(self) -> dict[Path, tuple[int, int]]:
         """Which files of the run's progress there are, and of when."""
@@ -112,9 +127,11 @@ class Run:
         for path in filter(self.seen.get, paths):
             try:
                 state = checkpoint.load(path, "the interrupted run's")
-                kinds = [type(state.get(key)) for key in ("options", "done", "stage")]
-                if kinds != [dict, dict, str] or any(name != os.path.basename(name) for name in state["done"]):
-                    raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from")
+                kinds = {"options": dict, "made_of": dict, "done": dict, "logs": dict, "stage": str}
+                lacking = [key for key, kind in kinds.items() if type(state.get(key)) is not kind]
+                if lacking or any(name != os.path.basename(name) for name in state["done"]):
+                    reason = f", it lacks {', '.join(lacking)}" if lacking else ""
+                    raise UserError(f"the interrupted run's {path}: not a checkpoint that a run can go on from{reason}")
             except UserError as error:
                 errors.append(str(error))
             else:
@@ -124,16 +141,31 @@ class Run:
                 return state
         raise UserError("; ".join([*errors, "--resume never starts the run afresh"]))
 
+    def _take_logs(self, state: dict[str, Any]) -> None:
+        """The rows that the checkpoint has; what stands in the files is not read."""
+        with self.going_on():
+            for name, epochs in state["done"].items():
+                rows = parsed(state["logs"].get(name, ""))
+                if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+                    raise ValueError(f"{name}: expected a row for each of {epochs} epochs")
+                needed = MEASURED | (VALIDATED if name == "log.csv" else set())
+                if any(needed - row.keys() for row in rows):
+                    raise ValueError(f"{name}: expected {', '.join(sorted(needed))} in each row")
+                if rows:
+                    self.logs[name] = state["logs"][name]
+
     def _to_test(self, given: str, last: Path, start: str | None) -> str:
         """Finds and reads the file that is tested: the given one, else the last of a run so called, else `start`."""
         if not given and last.is_file():
             self.state = checkpoint.load(last, "the run's")
+            self.origin = last
             try:
-                self._compare(self.state.get("options", {}))
+                self._compare(self.state)
                 return str(last)
             except UserError:
                 if start is None:
                     raise
+        self.before = {}
         self.state = checkpoint.load(given, "--test_only") if given else None
         if not (given or start):
             raise UserError(f"--test_only: expected a run of these options, but there is no {last}; or name a FILE")
@@ -160,18 +192,43 @@ class Run:
                 f"{self.origin}: not as this run leaves it: {reason}; --resume never starts the run afresh"
             ) from None
 
-    def _compare(self, before: dict[str, Any]) -> None:
+    def _compare(self, told: dict[str, Any]) -> None:
+        """Raises UserError where the folder's run has other options. Paths of weights are free: these are compared."""
+        before, self.before = (told[k] if isinstance(told.get(k), dict) else {} for k in ("options", "made_of"))
         now = json.loads(json.dumps(self.options))
         differing = [k for k in sorted({*before, *now} - FREE, key=str) if before.get(k) != now.get(k)]
-        if differing:
-            listed = ", ".join(f"--{k} was {before.get(k)}, is {now.get(k)}" for k in differing)
-            raise UserError(
-                f"{self.folder} holds a run with other options: {listed}; give --run_name or --resume never"
-            )
+        if "weights" in self.before:
+            differing = [k for k in differing if k not in PATHS or number(before.get(k)) != number(now.get(k))]
+        self._refuse("with other options", [f"--{k} was {before.get(k)}, is {now.get(k)}" for k in differing])
+
+    def begins_with(self, option: str, files: list[tuple[str, str | None]]) -> None:
+        """Notes what an option names, and the digest of each one's weights; None: the file is gone.
+
+        Raises UserError where the folder's run began with other weights.
+        """
+        with self.going_on():
+            before = self.before.get("weights", {}).get(option, [])
+            found = [(path, now, was) for (path, now), was in zip(files, before, strict=False) if now and now != was]
+        other = [f"--{option} {path} has the digest {now}, not {was}" for path, now, was in found]
+        self._refuse("that began with other weights", other)
+        if files:
+            self.made_of.setdefault("weights", {})[option] = [digest for _, digest in files]
+
+    def sees(self, data: dict[str, Any], listed: str) -> None:
+        """Notes `identity.of` a data set and `dataset.listed`. Raises UserError where the folder's run saw another."""
+        with self.going_on():
+            other = identity.differences(self.before.get("data", {}), data)
+        self._refuse("on other data", other and [*other, f"--data_folder {self.options['data_folder']}"])
+        self.made_of |= {"data": data, "listed": listed}
+
+    def _refuse(self, which: str, reasons: list[str]) -> None:
+        if reasons:
+            reason = "; ".join(reasons)
+            raise UserError(f"{self.folder} holds a run {which}: {reason}; give --run_name or --resume never")
 
     @contextlib.contextmanager
     def open(self, device: torch.device) -> Iterator[None]:
-        """Makes the folder and keeps other processes out; cuts log rows newer than the state that is gone on from."""
+        """Makes the folder, with the logs of the state that is gone on from, and keeps other processes out."""
         parallel.wait()  # all have read it
         try:
             self._make(device)
@@ -188,27 +245,21 @@ class Run:
         self.lock = self._locked()
         if self._look() != self.seen:
             raise UserError(f"{self.folder}: another process has changed it meanwhile; start again")
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink()  # of a process that was killed
+        for path in list(self.folder.iterdir()):
+            half = re.fullmatch(HALF_WRITTEN, path.name)
+            if (half or self.state is None) and re.fullmatch(WRITTEN, half[1] if half else path.name):
+                path.unlink()
         if self.state is None:
-            kept = (f.name for f in self.folder.glob("ckpt_epoch_*.pth"))
-            for old in (LAST, PREVIOUS, "best.pth", "summary.json", *kept):
-                (self.folder / old).unlink(missing_ok=True)
             facts = machine(device) | {"processes": parallel.world()}
-            checkpoint.save_json(self.folder / "options.json", {"options": self.options, **facts})
+            told = {"options": self.options, "made_of": self.made_of}
+            checkpoint.save_json(self.folder / "options.json", told | facts)
         elif self.origin != self.folder / LAST:
             os.replace(self.origin, self.folder / LAST)
-        done = self.state["done"] if self.state else {}
-        for path in self.folder.glob("*log.csv"):
-            if not done.get(path.name):
-                path.unlink()
-        for name, epochs in done.items():
-            rows = self.rows(name) if epochs else []
-            if [row.get("epoch") for row in rows[:epochs]] != [str(n + 1) for n in range(epochs)]:
-                expected = f"{self.folder / name}: expected a row for each of {epochs} epochs"
-                raise UserError(f"{expected}; --resume never starts the run afresh")
-            if len(rows) > epochs:
-                self._write(name, as_csv(rows[:epochs], header=True))
+        for name in self.state["done"] if self.state else ():
+            if name in self.logs:
+                self._write(name, self.logs[name])
+            else:
+                (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode()))
@@ -216,18 +267,20 @@ class Run:
     @writes
     def log(self, name: str, row: dict[str, Any]) -> None:
         """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard."""
-        path = self.folder / name
-        before = path.read_text() if path.exists() else ""
-        self._write(name, before + as_csv([row], header=not before))
+        before = self.logs.get(name, "")
+        self.logs[name] = before + as_csv([row], header=not before)
+        self._write(name, self.logs[name])
         prefix = name.removesuffix("log.csv")
         numbers = {prefix + k: v for k, v in row.items() if k != "epoch" and isinstance(v, (int, float))}
         self.scalars.log(numbers, row["epoch"])
 
     @writes
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Writes a checkpoint; last.pth's predecessor stays."""
-        before = self.folder / PREVIOUS if name == LAST else None
-        checkpoint.save(self.folder / name, {**state, "options": self.options}, before)
+        """Writes a checkpoint; last.pth has the logs too, and its predecessor stays."""
+        before = None
+        if name == LAST:
+            state, before = state | {"logs": self.logs}, self.folder / PREVIOUS
+        checkpoint.save(self.folder / name, {**state, "options": self.options, "made_of": self.made_of}, before)
 
     @writes
     def save_predictions(self, name: str, predictions: Tensor) -> None:
@@ -236,28 +289,22 @@ class Run:
         text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
         self._write(f"predictions{'_' if name else ''}{name}.csv", text)
 
-    def rows(self, name: str) -> list[dict[str, str]]:
-        if not (self.folder / name).exists():
-            return []
-        with open(self.folder / name, newline="") as file:
-            return list(csv.DictReader(file))
-
     def finish(self, facts: dict[str, Any]) -> None:
-        """Writes summary.json from the log, which also spans the parts of a run that was interrupted."""
+        """Writes summary.json from the logs, which also span the parts of a run that was interrupted."""
         self._summarise(facts)
         parallel.wait()  # what comes next may read it
 
     @writes
     def _summarise(self, facts: dict[str, Any]) -> None:
-        rows = self.rows("log.csv")
-        best = max(rows, key=lambda r: float(r["val_acc"]))
-        trained = [r for path in self.folder.glob("*log.csv") for r in self.rows(path.name)]  # initialisation included
-        seconds = sum(float(r["train_seconds"]) for r in trained)
-        images = sum(float(r["train_seconds"]) * float(r["images_per_second"]) for r in trained)
+        rows = parsed(self.logs["log.csv"])
+        best = max(rows, key=lambda row: row["val_acc"])
+        trained = [row for text in self.logs.values() for row in parsed(text)]  # initialisation included
+        seconds = sum(row["train_seconds"] for row in trained)
+        images = sum(row["train_seconds"] * row["images_per_second"] for row in trained)
         self.summary = {
-            "last_acc": float(rows[-1]["val_acc"]),
-            "last_acc_top5": float(rows[-1]["val_acc_top5"]),
-            "best_acc": float(best["val_acc"]),
+            "last_acc": rows[-1]["val_acc"],
+            "last_acc_top5": rows[-1]["val_acc_top5"],
+            "best_acc": best["val_acc"],
             "best_epoch": int(best["epoch"]),
             "epochs": len(rows),
             **facts,
@@ -277,6 +324,23 @@ class Run:
             f"last epoch ({s['epochs']}): {s['last_acc']:.2f} %   best (epoch {s['best_epoch']}): {s['best_acc']:.2f} %"
         )
         print(f"run folder: {self.folder}")
+
+
+def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:
+    """The options of the run in that folder; {} where there is none, or none that can be read."""
+    with contextlib.suppress(UserError):
+        told = checkpoint.load_json(Path(opt.save_folder) / kind / (opt.run_name or name) / "options.json", "options")
+        return told["options"] if isinstance(told.get("options"), dict) else {}
+    return {}
+
+
+def number(paths: str | list[str] | None) -> int:
+    return len([paths] if isinstance(paths, str) else paths or [])
+
+
+def parsed(log: str) -> list[dict[str, float]]:
+    """The rows of a log's text, without empty cells. Raises TypeError or ValueError where others are not numbers."""
+    return [{key: float(x) for key, x in row.items() if x != ""} for row in csv.DictReader(log.splitlines())]
 
 
 def as_csv(rows: list[dict[str, Any]], header: bool) -> str:

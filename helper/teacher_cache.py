@@ -19,7 +19,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,15 +158,6 @@ def unbuffered(path: Path) -> IO[bytes]:
     return open(path, "r+b", buffering=0)
 
 
-def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Of names, dtypes, shapes and values."""
-    found = hashlib.blake2b(digest_size=DIGEST)
-    for name, x in tensors:
-        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        found.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
 def open_caches(
     opt: argparse.Namespace, teachers: Sequence[nn.Module], augment: Any, data: ImageSet, device: torch.device
 ) -> list[TeacherCache]:
@@ -182,7 +173,7 @@ def open_caches(
         "samples": samples,
         "views": views,
         "images_a_view": shown[0].shape[1] if shown[0].dim() == 5 else 1,
-        "images": hashed(("", x) for x in [images, *shown]),
+        "images": checkpoint.hashed(("", x) for x in [images, *shown]),
         "amp": opt.amp,
         "compile": opt.compile,
         "matmul": torch.get_float32_matmul_precision(),
@@ -193,7 +184,7 @@ def open_caches(
     for network, teacher in zip(opt.model_t, teachers, strict=True):
         with Precision(opt.amp, device).autocast():
             like = models.probe(teacher, data.train_images)
-        own = {"network": network, "weights": hashed(sorted(teacher.state_dict().items()))}
+        own = {"network": network, "weights": checkpoint.hashed(sorted(teacher.state_dict().items()))}
         caches.append(TeacherCache(opt.cache_teacher, common | own, like))
     limit, needed = opt.cache_gb or DEFAULT_GB, math.ceil(sum(cache.size for cache in caches) / 1e7) / 100
     if needed > limit:

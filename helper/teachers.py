@@ -147,25 +147,44 @@ def named_teachers(opt: argparse.Namespace) -> tuple[str, list[str]]:
     return ("--pretrained_t", opt.model_t) if opt.pretrained_t else ("--path_t", opt.path_t or [])
 
 
-def load_teachers(opt: argparse.Namespace) -> list[dict]:
-    """Reads the teachers' weights and settles which networks they are."""
+def load_teachers(opt: argparse.Namespace, told: dict[str, Any]) -> list[dict]:
+    """Reads the teachers' files, {} for one that is gone, and settles which networks they are.
+
+    told: options of the run that is there, which may know that too.
+    """
     if opt.pretrained_t:
         opt.model_t = [models.at_own_size(name) for name in opt.model_t]
-        with mendable("--pretrained_t"):
-            return [models.published_weights(name) for name in opt.model_t]
     if not opt.path_t:
         return []
-    states = [checkpoint.load(path, "--path_t") for path in opt.path_t]
+    states = [checkpoint.load_if_there(path, "--path_t") for path in opt.path_t]
     if opt.model_t and len(opt.model_t) != len(states):
         raise UserError(f"--model_t: expected a network for each of {len(states)} --path_t, found {len(opt.model_t)}")
     found = [checkpoint.find_name(*state, models.is_model) for state in zip(states, opt.path_t, strict=True)]
+    known = told.get("model_t")
+    if not all(states) and isinstance(known, list) and [type(name) for name in known] == [str] * len(found):
+        found = [name or other for name, other in zip(found, known, strict=True)]
     opt.model_t = opt.model_t or found
     if None in opt.model_t:
-        path = opt.path_t[opt.model_t.index(None)]
+        path = checkpoint.existing(opt.path_t[opt.model_t.index(None)], "--path_t", "last.pth")
         raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
     for name, path in zip(opt.model_t, opt.path_t, strict=True):
         with mendable(f"--path_t {path}"):
             models.sketch(name)
+    return states
+
+
+def all_teachers(opt: argparse.Namespace, states: list[dict], runs: Sequence[Any]) -> list[dict]:
+    """What the files hold, or else the published weights, which these runs note.
+
+    Raises UserError where a file is gone, and where a run began with other published weights.
+    """
+    for path in opt.path_t or []:
+        checkpoint.existing(path, "--path_t", "last.pth")
+    if opt.pretrained_t:
+        with mendable("--pretrained_t"):
+            states = [models.published_weights(name) for name in opt.model_t]
+        for run in runs:
+            run.begins_with("pretrained_t", checkpoint.digests("--pretrained_t", opt.model_t, states))
     return states
 
 

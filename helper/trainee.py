@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import captured, parallel
+from . import captured, checkpoint, parallel
 from .meters import Meters
 from .run import Run
 from .slow import SlowWeights
@@ -258,6 +258,6 @@ class Trainee:
         if self.opt.save_predictions:
             for name, net in {"": self.kept, **self.beside}.items():
                 self.run.save_predictions(name, predict(val_batches, net, self.precision))
-        self.run.finish(self.facts)
+        self.run.finish(self.facts | {"weights": checkpoint.digest({"model": self.kept.state_dict()})})
         if not self.label and not parallel.rank():
             self.run.report()

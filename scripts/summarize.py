@@ -14,8 +14,10 @@ import argparse
 import contextlib
 import csv
 import functools
+import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import statistics
@@ -46,7 +48,9 @@ class Run:
         self.folder = folder
         summary_file, log = folder / "summary.json", folder / "log.csv"
         try:
-            self.options: dict[str, Any] = json.loads((folder / "options.json").read_text())["options"]
+            told = json.loads((folder / "options.json").read_text())
+            self.options: dict[str, Any] = told["options"]
+            self.made_of = digests(told.get("made_of", {}))
             self.kind = KINDS[0 if "model" in self.options else 1 if "distill" in self.options else 2]
             needed = ["dataset", "epochs", "seed"]
             needed += {"teachers": ["model"], "students": ["model_s"], "probes": ["model_s", "path_s"]}[self.kind]
@@ -56,21 +60,32 @@ class Run:
             if self.finished:
                 summary = json.loads(summary_file.read_text())
                 self.last, self.best = float(summary["last_acc"]), float(summary["best_acc"])
-            epochs = csv.DictReader(log.read_text().splitlines() if log.is_file() else [])
+            epochs = list(csv.DictReader(log.read_text().splitlines() if log.is_file() else []))
             self.curve = [float(epoch["val_acc"]) for epoch in epochs]
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            whole = [epoch["epoch"] for epoch in epochs] == [str(n + 1) for n in range(len(epochs))]
+            if not whole or not all(map(math.isfinite, self.curve)):
+                raise ValueError("log.csv: expected a row with an accuracy for each epoch")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
             if isinstance(error, OSError):
                 what = f"{os.path.basename(error.filename or '')}: {error.strerror}"
             raise UserError(f"{folder}: {what}") from None
-        self.settings = {key: value for key, value in self.options.items() if key not in REPEATED}
-        self.told = self.options  # these say method and teacher
+        self.settings = {key: value for key, value in self.options.items() if key not in REPEATED} | self.made_of
+        self.told, self.teacher = self.options, text(self.settings.get("path_t"))  # these say method and teacher
         if self.kind == "probes":
             with contextlib.suppress(UserError):  # a bare checkpoint, or moved: its path alone tells what is probed
                 student = Run(Path(self.options["path_s"]).parent)
-                self.told = student.options
+                self.told, self.teacher = student.told, student.teacher
                 self.settings["path_s"] = Path(self.options["path_s"]).name
                 self.settings |= {STUDENT + key: value for key, value in student.settings.items()}
+
+
+def digests(made_of: dict[str, Any]) -> dict[str, str]:
+    """What a run was made of, by option: weights count by their content, whatever their path, and images likewise."""
+    found = {key: ",".join(one[:8] for one in several) for key, several in made_of.get("weights", {}).items()}
+    if data := made_of.get("data"):
+        found["data"] = hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return found
 
 
 def find_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -104,7 +119,7 @@ class Row:
     def __init__(self, runs: list[Run]) -> None:
         self.runs = sorted(runs, key=lambda run: run.options["seed"])
         run = self.runs[0]
-        self.kind, self.settings, self.teacher_file = run.kind, run.settings, text(run.told.get("path_t"))
+        self.kind, self.settings, self.teacher_file = run.kind, run.settings, run.teacher
         network = run.options.get("model") or run.options["model_s"]
         self.pair = {"kind": run.kind, "data": run.options["dataset"], "network": network}
         self.pair["teacher"] = text(run.told.get("model_t"))
@@ -118,6 +133,12 @@ class Row:
         """What tells its line in a plot of one pair, or of one data set's teachers."""
         what = self.pair["network"] if self.kind == "teachers" else self.method
         return " ".join([what, *(f"{key}={value}" for key, value in self.other.items())])
+
+    def shown(self, key: str) -> str:
+        """An option as the table has it. What counts by its content has its digest behind its path."""
+        run = self.runs[0]
+        path = short(run.options[key]) if key in run.made_of and run.options.get(key) else ""
+        return f"{path}#{self.settings[key]}" if path else short(self.settings[key])
 
     def curve(self) -> list[dict[str, float | None]]:
         """Mean and sample deviation of the validation accuracy, epoch by epoch."""
@@ -157,7 +178,7 @@ def make_rows(runs: list[Run]) -> tuple[list[Row], list[str]]:
             having = [row for row in several if key in row.settings]
             if len({text(row.settings[key]) for row in having}) > 1:
                 for row in having:
-                    row.other[key] = short(row.settings[key])
+                    row.other[key] = row.shown(key)
     return rows, twice
 
 

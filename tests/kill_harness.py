@@ -59,12 +59,14 @@ def results(folder: Path) -> tuple[dict, dict, dict, list[str]]:
     """All that must not depend on interruptions: everything but times and memory."""
     state = torch.load(folder / "last.pth", weights_only=True)
     for place in ("save_folder", "cache_teacher"):
-        state["options"].pop(place)
-    logs = {}
-    for path in sorted(folder.glob("*log.csv")):
-        with open(path, newline="") as file:
-            timing = ("train_seconds", "images_per_second", "peak_memory_mb")
-            logs[path.name] = [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(file)]
+        state["options"].pop(place, None)
+    texts = {path.name: path.read_text() for path in sorted(folder.glob("*log.csv"))}
+    assert state.pop("logs") == texts, f"{folder}: last.pth has other logs than the files"
+    timing = ("train_seconds", "images_per_second", "peak_memory_mb")
+    logs = {
+        name: [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(text.splitlines())]
+        for name, text in texts.items()
+    }
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("seconds", "images_per_second"):
         summary.pop(key)

@@ -136,7 +136,7 @@ def epochs(save: Path, file: Path, killed_in: int | None) -> None:
 
     Run.log = watched
     folder = student(save, *MANY)
-    rows = [int(row["epoch"]) for row in Run.rows(argparse.Namespace(folder=folder), "log.csv")]
+    rows = [int(line.split(",")[0]) for line in (folder / "log.csv").read_text().splitlines()[1:]]
     assert rows == list(range(1, 10001)), "log.csv has not each epoch once"
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 10000
 

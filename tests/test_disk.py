@@ -92,11 +92,6 @@ def test_damaged_last_checkpoint(cut, whole, teacher, capsys):
     same(cut, whole)
 
 
-def test_log_without_rows(cut, teacher, capsys):
-    (cut / "log.csv").write_text("epoch\n1\n")
-    refused(command(teacher, cut.parent.parent), capsys, "log.csv: expected a row for each of 2 epochs")
-
-
 def test_every_damage_is_found(tmp_path):
     """Whichever bit of a checkpoint is wrong, and wherever it ends: it is refused, or what it holds is right."""
     path = tmp_path / "x.pth"

@@ -592,7 +592,10 @@ RUNS = {
     "epochs of text": (interrupted(done={"log.csv": "x"}), "last.pth: not as this run leaves it"),
     "another log": (interrupted(done={"x_log.csv": 1}), "last.pth: not as this run leaves it"),
     "another random state": (interrupted(rng={"cpu": torch.zeros(3)}), "last.pth: not as this run leaves it"),
-    "another optimiser": (interrupted(optimizer={"state": {}}, done={"log.csv": 0}), "not as this run leaves it"),
+    "another optimiser": (
+        interrupted(optimizer={"state": {}}, done={"log.csv": 0}, logs={}),
+        "not as this run leaves it",
+    ),
     "facts of text": (interrupted(facts="x"), "last.pth: not as this run leaves it"),
     "more epochs than rows": (interrupted(done={"log.csv": 3}), "log.csv: expected a row for each of 3 epochs"),
 }

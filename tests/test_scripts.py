@@ -273,7 +273,7 @@ def test_run_folder(teacher):
         "epoch,lr,train_loss,train_acc,val_loss,val_acc,val_acc_top5,train_seconds,images_per_second,peak_memory_mb"
     )
     options = json.loads((folder / "options.json").read_text())
-    assert {"options", "versions", "commit", "host", "device", "processes"} == set(options)
+    assert {"options", "made_of", "versions", "commit", "host", "device", "processes"} == set(options)
     (events,) = folder.glob("events*")
     assert b"val_acc_top5" in events.read_bytes()
 
