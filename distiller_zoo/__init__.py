@@ -13,6 +13,8 @@ from .base import method_options as method_options
 from .cc import CC as CC
 from .cd import CD as CD
 from .cse_l2 import CSEL2 as CSEL2
+from .dist import DIST as DIST
+from .dkd import DKD as DKD
 from .dp import DP as DP
 from .fitnet import FitNet as FitNet
 from .fsp import FSP as FSP
@@ -24,7 +26,9 @@ from .kd import KD as KD
 from .kd import kd_loss as kd_loss
 from .kdsvd import KDSVD as KDSVD
 from .kl import KL as KL
+from .lskd import LSKD as LSKD
 from .mt import MT as MT
+from .nkd import NKD as NKD
 from .none import NoKD as NoKD
 from .nst import NST as NST
 from .ofd import OFD as OFD
@@ -39,6 +43,9 @@ from .sup import Sup as Sup
 from .tfkd import TFKD as TFKD
 from .triplet import Triplet as Triplet
 from .triplet_cosine import TripletCosine as TripletCosine
+from .ttm import TTM as TTM
 from .uda import UDA as UDA
 from .vid import VID as VID
+from .wsld import WSLD as WSLD
+from .wttm import WTTM as WTTM
 from .xekl import XEKL as XEKL

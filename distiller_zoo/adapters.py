@@ -1,5 +1,6 @@
 """What several methods share: precision, unit vectors, pairing of maps, and the layers between two networks."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,50 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     """
     square = x.square().sum(dim, keepdim=True)
     return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
+
+
+def positive(**values: float) -> None:
+    """Raises ValueError for the first value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
+def kl_rows(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """KL(teacher || student) of each row of log-probabilities [B, K], [B]. Finite where these are."""
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+
+
+def is_label(z: Tensor, labels: Tensor) -> Tensor:
+    """True at each row's label, [B, K]."""
+    return labels.unsqueeze(1) == torch.arange(z.shape[1], device=z.device)
+
+
+def without(z: Tensor, dropped: Tensor) -> Tensor:
+    """Logits whose softmax is 0 where `dropped`; finite, and so are its logarithms."""
+    return z.masked_fill(dropped, torch.finfo(z.dtype).min / 2)
+
+
+def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """x minus its mean along dim, and the sum of squares of that.
+
+    Where x is constant to within rounding the sum is given as 1, so that nothing is divided by noise.
+    """
+    d = x - x.mean(dim, keepdim=True)
+    square, whole = (y.square().sum(dim, keepdim=True) for y in (d, x))
+    flat = square <= (8 * torch.finfo(x.dtype).eps) ** 2 * whole
+    return d, torch.where(flat, 1.0, square)
+
+
+def standardise(z: Tensor, dim: int = 1, eps: float = 1e-7) -> Tensor:
+    """z with mean 0 and unbiased deviation 1 along dim; eps is added to the deviation."""
+    d, square = centred(full(z), dim)
+    return d / ((square / max(z.shape[dim] - 1, 1)).sqrt() + eps)
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    """A copy that does not train."""
+    return copy.deepcopy(layer).requires_grad_(False)
 
 
 def pair_maps(s: Sequence[Tensor], t: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

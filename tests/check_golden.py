@@ -30,6 +30,7 @@ class Case:
     """One variant of a method: its arrays, and the module that a stateful method carries from call to call."""
 
     def __init__(self, name: str, entry: dict, arrays: dict[str, np.ndarray], before: "Case | None") -> None:
+        self.variant = name
         self.hyper, self.modules, self.no_gradient = entry["hyper"], entry["modules"], entry["no_gradient"]
         self.arrays = {key.partition("/")[2]: arrays[key] for key in entry["arrays"] if key.startswith(name + "/")}
         if len(self.arrays) != len(entry["arrays"]):
@@ -98,13 +99,14 @@ class Case:
 
     def call(self) -> Tensor:
         """The loss of our method on the outputs that build() was given."""
-        return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx")))
+        return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx"), self.inputs.get("target")))
 
-    def total(self, gamma: float, alpha: float, beta: float, **options: object) -> Tensor:
+    def total(self, gamma: float, alpha: float, beta: float, standardise: bool = False, **options: object) -> Tensor:
         """The whole loss around our method: cross entropy, KD and beta times the method; its terms become the state."""
         kd = find_method("kd")(pair(self.s, self.t), **options)
         criterion = Criterion(gamma, alpha, kd, {"method": self.module}, [beta])
-        self.state = criterion(self.s, [self.t], batch(self.s, labels=self.inputs["target"]))
+        criterion.standardise = standardise
+        self.state = criterion(self.s, [self.t], batch(self.s, labels=self.inputs.get("target")))
         return sum(self.state.values())
 
     def compare(self, loss: Tensor) -> None:
@@ -413,6 +415,73 @@ def sskd(case: Case) -> Tensor:
     return sum(w * term for w, term in zip(h["loss_weights"], case.state.values(), strict=True))
 
 
+def _on_logits(case: Case, name: str, method_options: dict, parts: dict[str, dict] | None = None) -> Distiller:
+    """Builds a method that reads logits and labels. parts: the attributes to set for each part that the case names."""
+    case.build(name, {"logits": case.inputs["y_s"]}, {"logits": case.inputs["y_t"]}, **method_options)
+    case.load({})
+    case.state = {part: with_attributes(case, changed) for part, changed in (parts or {}).items()}
+    return case.module
+
+
+def with_attributes(case: Case, changed: dict) -> Tensor:
+    """The loss of the method while these of its attributes have other values."""
+    before = {key: getattr(case.module, key) for key in changed}
+    vars(case.module).update(changed)
+    loss = case.call()
+    vars(case.module).update(before)
+    return loss
+
+
+def dkd(case: Case) -> Tensor:
+    h = case.hyper
+    parts = {"tckd": {"alpha": 1.0, "beta": 0.0}, "nckd": {"alpha": 0.0, "beta": 1.0}}
+    options = {"dkd_alpha": h["alpha"], "dkd_beta": h["beta"], "dkd_T": h["T"]}
+    _on_logits(case, "dkd", options, parts)
+    return case.call()
+
+
+def dist(case: Case) -> Tensor:
+    h = case.hyper
+    parts = {"inter": {"beta": 1.0, "gamma": 0.0}, "intra": {"beta": 0.0, "gamma": 1.0}}
+    options = {"dist_beta": h["beta"], "dist_gamma": h["gamma"], "dist_T": h["tau"]}
+    _on_logits(case, "dist", options, parts)
+    return case.call()
+
+
+def nkd(case: Case) -> Tensor:
+    h = case.hyper
+    _on_logits(case, "nkd", {"nkd_gamma": h["gamma"], "nkd_T": h["T"]}, {"target_part": {"gamma": 0.0}})
+    return case.call()
+
+
+def lskd(case: Case) -> Tensor:
+    """The method, and the option in front of another one."""
+    h = case.hyper
+    if "beta" not in h:
+        _on_logits(case, "lskd", {"kd_T": h["T"]})
+        return case.call()
+    _on_logits(case, "dkd", {"dkd_alpha": h["alpha"], "dkd_beta": h["beta"], "dkd_T": h["T"]})
+    return case.total(0.0, 0.0, 1.0, standardise=True)
+
+
+def wsld(case: Case) -> Tensor:
+    _on_logits(case, "wsld", {"wsld_T": case.hyper["T"]})
+    loss = case.total(1.0, 0.0, case.hyper["alpha"])
+    case.state["hard"] = case.state["ce"]
+    return loss
+
+
+def ttm(case: Case) -> Tensor:
+    _on_logits(case, "ttm", {"ttm_gamma": case.hyper["l"]})
+    return case.call()
+
+
+def wttm(case: Case) -> Tensor:
+    """Two variants, which are two methods."""
+    _on_logits(case, case.variant, {"ttm_gamma": case.hyper["l"]})
+    return case.call()
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -447,6 +516,13 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kdsvd": kdsvd,
     "kdsvd_rows": kdsvd_rows,
     "sskd": sskd,
+    "dkd": dkd,
+    "dist": dist,
+    "nkd": nkd,
+    "logitstd": lskd,
+    "wsld": wsld,
+    "ttm": ttm,
+    "wttm": wttm,
 }
 
 
