@@ -68,6 +68,34 @@ def standardise(z: Tensor, dim: int = 1, eps: float = 1e-7) -> Tensor:
     return d / ((square / max(z.shape[dim] - 1, 1)).sqrt() + eps)
 
 
+class ClassifierMap:
+    """Finds, in an Output of the network, the map whose mean over space the classifier reads: [B, D, H, W].
+
+    The last map; where pre-activations follow it (WRN), the ReLU of the last of these; else what the classifier reads
+    itself, as a single cell. part: which maps of an Output it looks at, () or ("feats",) or ("preacts",).
+    """
+
+    def __init__(self, o: Output) -> None:
+        self.part: tuple[str, ...] = ()
+        for part, maps in (("preacts", [F.relu(x) for x in o.preacts[-1:]]), ("feats", o.feats[-1:])):
+            if not maps or maps[0].shape[1] != o.pooled.shape[1]:
+                continue
+            largest = o.pooled.abs().amax().item()
+            if torch.allclose(maps[0].mean((2, 3)), o.pooled, rtol=1e-3, atol=1e-3 * largest):
+                self.part = (part,)
+
+    def __call__(self, o: Output) -> Tensor:
+        if self.part == ("feats",):
+            return full(o.feats[-1])
+        return F.relu(full(o.preacts[-1])) if self.part else full(o.pooled)[:, :, None, None]
+
+
+def classify(head: nn.Linear, f: Tensor) -> Tensor:
+    """The classifier's logits in every cell of a map: [B, D, H, W] -> [B, K, H, W]."""
+    bias = None if head.bias is None else head.bias.to(f.dtype)
+    return F.linear(f.movedim(1, -1), head.weight.to(f.dtype), bias).movedim(-1, 1)
+
+
 def frozen(layer: nn.Module) -> nn.Module:
     """A copy that does not train."""
     return copy.deepcopy(layer).requires_grad_(False)
@@ -119,6 +147,21 @@ class BatchNorm(nn.BatchNorm2d):
         if x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+class BatchStatistics(nn.Module):
+    """BatchNorm that keeps no statistics, for relational losses, where each process sees the whole batch."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1]:  # which torch refuses; a copy changes no statistic
+            return self(x.expand(2, *x.shape[1:]))[:1]
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 class Regressor(nn.Module):

@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     student: nn.Module
     teacher: nn.Module
     labels: Tensor  # [n_data] of the whole training set
+    batch_size: int = 64  # samples of a step, on all devices together
 
 
 class Distiller(nn.Module):

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import batch, output, pair  # noqa: E402
+from fakes import Fixed, batch, output, pair  # noqa: E402
 
 import crd  # noqa: E402, F401  (registers its methods)
+import distiller_zoo  # noqa: E402
 from distiller_zoo import Distiller, find_method  # noqa: E402
 from distiller_zoo.criterion import Criterion  # noqa: E402
 
@@ -64,12 +66,14 @@ class Case:
         t: dict,
         labels: Tensor | None = None,
         teacher_bns: Sequence[nn.BatchNorm2d] = (),
+        batch_size: int = 64,
         **options: object,
     ) -> Distiller:
         """The registered method for outputs of these contents, in float64; on a second call the one of the first."""
         self.s, self.t = output(**s), output(**t)
         if self.module is None:
-            self.module = find_method(name)(pair(self.s, self.t, labels, teacher_bns), **options).double()
+            given = pair(self.s, self.t, labels, teacher_bns)._replace(batch_size=batch_size)
+            self.module = find_method(name)(given, **options).double()
         return self.module
 
     def load(self, prefixes: dict[str, nn.Module | nn.Parameter], state: dict[str, Tensor] | None = None) -> None:
@@ -482,6 +486,162 @@ def wttm(case: Case) -> Tensor:
     return case.call()
 
 
+def reviewkd(case: Case) -> Tensor:
+    i = case.inputs
+    if "f_s0" in i:  # the loss between given maps
+        case.load({})
+        pairs = zip(case.maps("f_s"), case.maps("f_t"), strict=True)
+        return sum(distiller_zoo.reviewkd.hierarchical(a, b) for a, b in pairs)
+    f_s, f_t = case.maps("f_s"), case.maps("f_t")
+    s = {"feats": [f_s[0], *f_s], "pooled": i["pooled_s"]}
+    module = case.build("reviewkd", s, {"preacts": [f_t[0], *f_t], "pooled": i["pooled_t"]})
+    case.load({"abfs": module.fusions})
+    return case.call()
+
+
+def catkd(case: Case) -> Tensor:
+    h, cams = case.hyper, [F.adaptive_avg_pool2d(case.inputs[f"cam_{x}"], case.hyper["cam_resolution"]) for x in "st"]
+    module = case.build("catkd", *({"feats": [cam]} for cam in cams), catkd_normalise=h["normalize"])
+    case.load({})
+    return module.distance(*cams)
+
+
+def srrl(case: Case) -> Tensor:
+    """Variant vector has pooled features in the place of maps, which are maps of one cell."""
+    i = case.inputs
+    f_s, f_t = (f if f.dim() == 4 else f[:, :, None, None] for f in (i["f_s"], i["f_t"]))
+    t = {"logits": i["y_t"], "pooled": f_t.mean((2, 3))}
+    module = case.build("srrl", {"feats": [f_s]}, t, srrl_logit=case.hyper.get("weight", 1.0))
+    case.load({"transfer": module.connector, "cls_t": module.head})
+    features = with_attributes(case, {"weight": 0.0})
+    logit = with_attributes(case, {"weight": 1.0}) - features
+    case.state = {"feat": features, "stat": features, "logit": logit}
+    return case.call()
+
+
+def semckd(case: Case) -> Tensor:
+    """Each of the reference's embedders has a part that is never used."""
+    unused = re.compile(r"(query|key)_\d\.regressor")
+    case.modules = [m | {"layers": [x for x in m["layers"] if not unused.match(x["path"])]} for m in case.modules]
+    case.arrays = {key: x for key, x in case.arrays.items() if not unused.search(key)}
+    case.no_gradient = []
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")
+    sized = {"feats": [g_s[0], *g_s]}, {"feats": [g_t[0], *g_t]}
+    module = case.build("semckd", *sized, batch_size=len(g_s[0]), semckd_soft=case.hyper["soft"])
+    case.load({"selfa": nn.ModuleList([*module.queries, *module.keys, *module.regressors])})
+    return case.call()
+
+
+def ofa(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    if "stages" not in h:
+        case.load({})
+        return distiller_zoo.ofa.adaptive_target(i["y_s"], i["y_t"], i["target"], h["T"], h["eps"])
+    given = {stage: i[f"f_s{stage}"] for stage in h["stages"]}
+    feats = [given.get(stage, next(iter(given.values()))) for stage in range(5)]
+    projectors = [m for m in case.modules if m["prefix"] == "projector"]
+    width = max(x["tensors"]["weight"][1] for m in projectors for x in m["layers"] if x["type"].startswith("Linear"))
+    s = {"logits": i["y_s"], "feats": feats, "pooled": feats[-1].mean((2, 3))}
+    t = {"logits": i["y_t"], "pooled": feats[-1].new_zeros(len(feats[-1]), width)}
+    module = case.build("ofa", s, t, ofa_stages=",".join(map(str, given)), ofa_T=h["T"])
+    module.eps = h["eps"]
+    case.load({"projector": module.branches})
+    unread = 0.0 * i["y_s"].sum()  # whose gradient is given, as zeros
+    return module.branch_loss(case.s, case.t, batch(case.s, labels=i["target"])) + unread
+
+
+def itrd(case: Case) -> Tensor:
+    i = case.inputs
+    options = {"itrd_corr": 1.0, "itrd_mutual": 1.0, "itrd_alpha": case.hyper["alpha"]}
+    module = case.build("itrd", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, **options)
+    case.load({"embed": module.embed})
+    parts = {"correlation": {"mutual": 0.0}, "mutual": {"corr": 0.0}}
+    case.state = {part: with_attributes(case, changed) for part, changed in parts.items()}
+    return case.call()
+
+
+def srd(case: Case) -> Tensor:
+    """The reference's KD term has no T^2, and its logarithm the factor 2."""
+    h, i = case.hyper, case.inputs
+    s, t = ({"pooled": i[f"f_{x}"], "logits": i[f"y_{x}"]} for x in "st")
+    module = case.build("srd", s, t, srd_exponent=h["exponent"])
+    case.load({"linear": module.project})
+    return case.total(0.0, h["temperature"] ** -2, 2.0, kd_T=h["temperature"])
+
+
+def ickd(case: Case) -> Tensor:
+    case.load({})
+    distance = find_method("ickd").distance
+    return sum(distance(a, b) for a, b in zip(case.maps("g_s"), case.maps("g_t"), strict=True))
+
+
+def wkd_l(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {f"wkd_{key}": h[key] for key in ("gamma", "T", "reg", "sharpen")}
+    module = case.build("wkd_l", {"logits": i["y_s"]}, {"logits": i["y_t"]}, **options)
+    module.cost = F.relu(distiller_zoo.wkd_l.class_costs(i["prototypes"], h["sharpen"])) + 1e-8
+    module.iterations = h["n_iter"]
+    case.load({})
+    case.state = {"target_part": with_attributes(case, {"gamma": 0.0})}
+    return case.call()
+
+
+def wkd_f(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"wkd_grid": h["grid"], "wkd_ratio": h["mean_cov_ratio"]}
+    module = case.build("wkd_f", {"feats": [i["f_s"]]}, {"feats": [i["f_t"]]}, **options)
+    module.eps = h["eps"]
+    case.load({})
+    loss, module.ratio = module.distance(i["f_s"], i["f_t"]), 0.0
+    deviations = module.distance(i["f_s"], i["f_t"])
+    case.state = {"std_loss": deviations, "mean_loss": (loss - deviations) / h["mean_cov_ratio"]}
+    return loss
+
+
+def ega(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"ega_node": h["node_weight"], "ega_edge": h["edge_weight"]}
+    case.build("ega", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, **options)
+    case.load({})
+    return case.call()
+
+
+def ctkd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"ctkd_start": h["t_start"], "ctkd_range": h["t_end"]}
+    module = case.build("ctkd", {"logits": i["y_s"]}, {"logits": i["y_t"]}, **options)
+    case.load({"theta": module.theta})
+    reversals = []
+    for module.epoch in range(len(case.arrays["aux/lambda_schedule"])):
+        reversals.append(module.reversal)
+    np.testing.assert_allclose(reversals, case.arrays["aux/lambda_schedule"], rtol=1e-9, atol=1e-15)
+    module.epoch = int(np.abs(np.array(reversals) - h["lambda_"]).argmin())
+    return case.call()
+
+
+def simkd(case: Case) -> Tensor:
+    f_s, f_t = case.inputs["f_s"], case.inputs["f_t"]
+    t = {"feats": [f_t], "pooled": f_t.mean((2, 3))}
+    module = case.build("simkd", {"feats": [f_s]}, t, simkd_factor=case.hyper["factor"])
+    student = module.wrap(Fixed(case.s)).double()
+    case.load({"projector": student.projector, "cls_t": student.fc})
+    case.s = student(None, is_feat=True)
+    case.state = {"pred_s": case.s.logits}
+    return case.call()
+
+
+def mlkd(case: Case) -> Tensor:
+    i = case.inputs
+    if "y_s" in i:  # one of the parts, at one temperature
+        case.load({})
+        level = {"cc": distiller_zoo.mlkd.class_level, "bc": distiller_zoo.mlkd.batch_level}[case.variant]
+        return level(*(F.softmax(i[key] / case.hyper["T"], 1) for key in ("y_s", "y_t")))
+    s, t = ({"logits": torch.stack([i[f"y_{x}_weak"], i[f"y_{x}_strong"]], 1).flatten(0, 1)} for x in "st")
+    case.build("mlkd", s, t)
+    case.load({})
+    return case.total(2 * case.hyper["ce_weight"], 0.0, case.hyper["kd_weight"])
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -523,6 +683,20 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "wsld": wsld,
     "ttm": ttm,
     "wttm": wttm,
+    "reviewkd": reviewkd,
+    "catkd": catkd,
+    "srrl": srrl,
+    "semckd": semckd,
+    "ofa": ofa,
+    "itrd": itrd,
+    "srd": srd,
+    "ickd": ickd,
+    "wkd_l": wkd_l,
+    "wkd_f": wkd_f,
+    "ega": ega,
+    "ctkd": ctkd,
+    "simkd": simkd,
+    "mlkd": mlkd,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import batch, output, pair
+from fakes import Fixed, batch, output, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -61,7 +61,8 @@ def build(name: str, s: Output, t: Output, **options: Any) -> Distiller:
 
 
 def losses(method: Distiller, s: Output, t: Output, b: Batch) -> list[Tensor]:
-    return [method(s, taught(method, [t]), b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
+    seen = method.wrap(Fixed(s))(None, is_feat=True)
+    return [method(seen, taught(method, [t]), b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
 
 
 def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Output]:

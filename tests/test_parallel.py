@@ -68,8 +68,11 @@ WORLDS = (2, 3)
 class Given(nn.Module):
     """A network whose outputs are given and which scales each of their elements. An image's last pixel says whose."""
 
+    head_name, learning_rate = "head", 0.05
+
     def __init__(self, given: Output) -> None:
         super().__init__()
+        self.head = nn.Linear(given.pooled.shape[1], given.logits.shape[1]).requires_grad_(False)
         self.given = given
         self.scales = nn.ParameterList(torch.ones_like(x[0]) for x in tensors(given))
 
@@ -118,7 +121,7 @@ class Case:
             other = make_output(EQUAL, len(t.logits), 20, torch.float32)
             teachers.append(Given(doubled(other)).requires_grad_(False))
         self.criterion = Criterion(0.5, 0.5, KD(pair(s, t)), {name: method}, [1.0]).double()
-        self.student = Given(doubled(s))
+        self.student = method.wrap(Given(doubled(s))).double()
         loss = self.criterion.init if init else self.criterion
         self.teachers = teachers
         self.step = Step(Stage("", 1, loss, 0.1), Features(self.student, MAPS), self.criterion, Precision("off", CPU))
