@@ -642,6 +642,103 @@ def mlkd(case: Case) -> Tensor:
     return case.total(2 * case.hyper["ce_weight"], 0.0, case.hyper["kd_weight"])
 
 
+def rld(case: Case) -> Tensor:
+    h = case.hyper
+    options = {"rld_alpha": h["alpha"], "rld_beta": h["beta"], "rld_T": h["T"], "rld_label_T": h["alpha_T"]}
+    module = _on_logits(case, "rld", options)
+    parts = {"scd": {"beta": 0.0, "alpha": 1.0}, "mcd": {"alpha": 0.0, "beta": 1.0}}
+    found = {}
+    for part, changed in parts.items():
+        vars(module).update(changed)
+        found[part] = case.total(0.0, 0.0, 1.0, standardise=h["logit_stand"])
+    module.alpha, module.beta = h["alpha"], h["beta"]
+    loss = case.total(0.0, 0.0, 1.0, standardise=h["logit_stand"])
+    case.state = found
+    return loss
+
+
+def normkd(case: Case) -> Tensor:
+    h = case.hyper
+    if "alpha" not in h:
+        _on_logits(case, "normkd", {"normkd_T": h["T_norm"]})
+        return case.call()
+    options = {"normkd_form": "dkd", "normkd_alpha": h["alpha"], "normkd_beta": h["beta"], "normkd_T": h["T_norm"]}
+    parts = {"tckd": {"alpha": 1.0, "beta": 0.0}, "nckd": {"alpha": 0.0, "beta": 1.0}}
+    _on_logits(case, "normkd", options, parts)
+    return case.call()
+
+
+def luminet(case: Case) -> Tensor:
+    _on_logits(case, "luminet", {"luminet_alpha": case.hyper["alpha"], "luminet_T": case.hyper["T"]})
+    return case.call()
+
+
+def eakd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"eakd_T": h["T"], "eakd_entropy_T": h["t"], "eakd_bound": h["H_ub"]}
+    options |= {"eakd_form": "dkd", "eakd_beta": h["beta"] / h["alpha"]} if "alpha" in h else {}
+    module = _on_logits(case, "eakd", options)
+    case.state = {"w": module.importance(i["y_s"], i["y_t"])}
+    return h.get("alpha", 1.0) * case.call()
+
+
+def pefd(case: Case) -> Tensor:
+    i = case.inputs
+    module = case.build("pefd", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, pefd_projectors=case.hyper["n_proj"])
+    case.load({"proj": module.projectors})
+    return case.call()
+
+
+def sdd(case: Case) -> Tensor:
+    """Given regions; in one variant given maps and classifiers."""
+    h, i = case.hyper, case.inputs
+    options = {"sdd_T": h["T"], "sdd_beta": h.get("beta", h.get("gamma", 0.0))}
+    if "f_s" in i:
+        classes = {m["prefix"]: m["layers"][0]["tensors"]["weight"][0] for m in case.modules}
+        s, t = (
+            {"logits": f.new_zeros(len(f), classes["fc_s"]), "feats": [f], "pooled": f.mean((2, 3))}
+            for f in (i["f_s"], i["f_t"])
+        )
+        module = case.build("sdd", s, t, sdd_cells=re.sub(r"[^\d,]", "", h["M"]), **options)
+        case.load({"fc_s": module.head_s[0].double(), "fc_t": module.head_t})
+        return case.call()
+    form = {"nkd": "nkd_all", "nkd_label_removed": "nkd"}.get(case.variant, case.variant)
+    logits = ({"logits": i[f"y_{x}"][:, :, 0]} for x in "st")
+    module = case.build("sdd", *logits, sdd_form=form, **options)
+    case.load({})
+    return module.region_loss(i["y_s"], i["y_t"], i["target"])
+
+
+def kdpp(case: Case) -> Tensor:
+    """The class means are given, and stay: the module is not in training."""
+    i = case.inputs
+    t = {"pooled": i["f_t"], "logits": i["f_t"].new_zeros(len(i["f_t"]), len(i["centers"]))}
+    module = case.build("kdpp", {"pooled": i["f_s"]}, t).eval()
+    module.sums, module.counts = i["centers"], torch.ones_like(module.counts)
+    case.load({})
+    return case.hyper["nd_loss_factor"] * case.call()
+
+
+def mgd(case: Case) -> Tensor:
+    i, h = case.inputs, case.hyper
+    module = case.build("mgd", {"feats": [i["f_s"]]}, {"feats": [i["f_t"]]}, mgd_mask=h["mask"])
+    case.load({"mgd": nn.ModuleList([module.align, module.generation])})
+    return h["alpha_mgd"] * module.generated(i["f_s"], i["f_t"], i["mask"])
+
+
+def dtkd(case: Case) -> Tensor:
+    h = case.hyper
+    options = {"dtkd_alpha": h.get("alpha", 1.0), "dtkd_beta": h.get("beta", 0.0), "dtkd_T": h["T"]}
+    parts = {"dtkd": {"alpha": 1.0, "beta": 0.0}, "kd": {"alpha": 0.0, "beta": 1.0}}
+    _on_logits(case, "dtkd", options, parts)
+    if "ce_weight" not in h:
+        return case.call()
+    found = dict(case.state)
+    loss = case.total(h["ce_weight"], 0.0, 1.0)
+    case.state |= found
+    return loss
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -697,6 +794,15 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "ctkd": ctkd,
     "simkd": simkd,
     "mlkd": mlkd,
+    "rld": rld,
+    "normkd": normkd,
+    "luminet": luminet,
+    "eakd": eakd,
+    "pefd": pefd,
+    "sdd": sdd,
+    "kdpp": kdpp,
+    "mgd": mgd,
+    "dtkd": dtkd,
 }
 
 
