@@ -2,7 +2,7 @@
 https://arxiv.org/abs/2305.17007
 
 Differs: the teacher's class means are those of all views seen so far, kept beside the student, where the authors pass
-over the training set before; the KD term (-a) does not rise over the first epochs; unequal widths have one linear layer.
+over the training set before; the KD term (-a) does not rise over the first epochs; unequal widths have a linear layer.
 """
 
 import torch
@@ -14,7 +14,7 @@ from .cse_l2 import embedding
 
 
 class KDPP(Distiller, name="kdpp"):
-    """Pooled features shall point where the teacher's mean of their class does, and be as long as the teacher's at least.
+    """Pooled features shall point where the teacher's mean of their class does, and be no shorter than the teacher's.
 
     The published weights are resnet8x4's; -a 1 -b 2 is for resnet20, -a 1 -b 1.5 for wrn_40_1.
     """
