@@ -147,7 +147,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     # method
     teacher = teachers[0] if teachers else student
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
-    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size)
+    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs)
     with mendable(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None

@@ -13,7 +13,9 @@ from .base import method_options as method_options
 from .catkd import CATKD as CATKD
 from .cc import CC as CC
 from .cd import CD as CD
+from .crld import CRLD as CRLD
 from .cse_l2 import CSEL2 as CSEL2
+from .cskd import CSKD as CSKD
 from .ctkd import CTKD as CTKD
 from .dist import DIST as DIST
 from .dkd import DKD as DKD

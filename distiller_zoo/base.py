@@ -23,6 +23,7 @@ class Pair(NamedTuple):
     teacher: nn.Module
     labels: Tensor  # [n_data] of the whole training set
     batch_size: int = 64  # samples of a step, on all devices together
+    epochs: int = 240  # of the training
 
 
 class Distiller(nn.Module):

@@ -739,6 +739,38 @@ def dtkd(case: Case) -> Tensor:
     return loss
 
 
+def crld(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    s, t = ({"logits": torch.stack([i[f"y_{x}_weak"], i[f"y_{x}_strong"]], 1).flatten(0, 1)} for x in "st")
+    options = {"crld_within": h["wv_weight"], "crld_across": h["cv_weight"], "crld_T": h["T"]}
+    module = case.build("crld", s, t, **options)
+    module.sure_weak, module.sure_strong = h["tau_w"], h["tau_s"]
+    case.load({})
+    return case.total(2 * h["ce_weight"], 0.0, 1.0)
+
+
+def cskd(case: Case) -> Tensor:
+    i = case.inputs
+    s = {"logits": torch.stack([i["y_s"], i["y_pair"]], 1).flatten(0, 1)}
+    case.build("cskd", s, s, cskd_T=case.hyper["T"])
+    case.load({})
+    if "lamda" not in case.hyper:
+        return case.call()
+    loss = case.total(1.0, 0.0, case.hyper["lamda"])
+    case.state["cls"] = case.state["method"] / case.hyper["lamda"]
+    return loss
+
+
+def pskd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    module = case.build("pskd", {"logits": i["y_s"]}, {"logits": i["y_s"]}, i["target"], pskd_alpha=h["alpha_T"])
+    module.epoch, module.epochs = h["epoch"] + 1, h["end_epoch"]
+    module.past = i.get("past", module.past).clone()
+    case.load({})
+    case.state = {"past_new": module.past}
+    return case.call()
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -803,6 +835,9 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kdpp": kdpp,
     "mgd": mgd,
     "dtkd": dtkd,
+    "crld": crld,
+    "cskd": cskd,
+    "pskd": pskd,
 }
 
 

@@ -73,7 +73,7 @@ def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Out
 @functools.cache
 def views_of(name: str) -> int:
     """How many rows of an output belong to one sample."""
-    augment = build(name, *example()).views(dataset.InMemory(torch.zeros(2, 3, 8, 8).byte(), (0.5,) * 3, (0.5,) * 3))
+    augment = build(name, *example()).views(dataset.InMemory(torch.zeros(50, 3, 8, 8).byte(), (0.5,) * 3, (0.5,) * 3))
     images = augment(torch.arange(2), augment.draw(2, torch.Generator()))
     return images.shape[1] if images.dim() == 5 else 1
 

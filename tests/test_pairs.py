@@ -42,7 +42,23 @@ def teachers(tmp_path_factory):
 # a variant of another method has its modules, and logits have one shape whatever the networks: one pair will do
 ONE_PAIR = {name for name in method_names() if Distiller not in find_method(name).__bases__}
 ONE_PAIR |= {"hinton", "kl", "mt", "tfkd", "triplet", "triplet_cosine"}
-ONE_PAIR |= {"ctkd", "dist", "dkd", "dtkd", "eakd", "luminet", "mlkd", "nkd", "normkd", "rld", "ttm", "wsld"}
+ONE_PAIR |= {
+    "ctkd",
+    "dist",
+    "dkd",
+    "dtkd",
+    "eakd",
+    "luminet",
+    "mlkd",
+    "nkd",
+    "normkd",
+    "rld",
+    "ttm",
+    "wsld",
+    "crld",
+    "cskd",
+    "pskd",
+}
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class Case:
             s, t, method = build(DEEPER, 1)
         except ValueError:  # needs equal channels
             s, t, method = build(EQUAL, 1)
-        augment = method.views(dataset.InMemory(torch.zeros(2, 3, 8, 8).byte(), *HALF))
+        augment = method.views(dataset.InMemory(torch.zeros(50, 3, 8, 8).byte(), *HALF))
         views = augment(torch.arange(2), augment.draw(2, torch.Generator())).shape[1:-3]
         if views:
             s, t, method = build(DEEPER, views[0])
