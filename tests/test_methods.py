@@ -510,6 +510,53 @@ def twin_fitnet(m: Distiller, s: Output, t: Output) -> Tensor:
     return (((f - mean) / (var + 1e-5).sqrt() * weight + bias).relu() - t.feats[2]).square().mean()
 
 
+def twin_ickd(m: Distiller, s: Output, t: Output) -> Tensor:
+    conv, bn = m.embed
+    f = torch.stack([torch.tensordot(conv.weight[:, :, 0, 0], x, 1) for x in s.feats[-1]])
+    f = (f - f.mean((0, 2, 3), keepdim=True)) / (f.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+    f = f * bn.weight.view(-1, 1, 1) + bn.bias.view(-1, 1, 1)
+
+    def alike(x: Tensor) -> Tensor:
+        gram = torch.stack([torch.stack([(a * b).sum() for b in x]) for a in x])
+        return torch.stack([row / row.norm() for row in gram])
+
+    n, c = t.feats[-1].shape[:2]
+    return sum(((alike(a) - alike(b)) ** 2).sum() for a, b in zip(f, t.feats[-1], strict=True)) / (c * n * n)
+
+
+def twin_wkd_f(m: Distiller, s: Output, t: Output) -> Tensor:
+    total, f_s, f_t = 0.0, m.regressor(s.feats[-1]), t.feats[-1]
+    h = min(f_s.shape[2], f_t.shape[2])
+    for a, b in zip(pooled_to(f_s, h).flatten(0, 1), pooled_to(f_t, h).flatten(0, 1), strict=True):
+        deviations = [(((x - x.mean()) ** 2).sum() / max(x.numel() - 1, 1) + 1e-5).sqrt() for x in (a, b)]
+        total = total + 8 * (a.mean() - b.mean()) ** 2 + (deviations[0] - deviations[1]) ** 2
+    return total / len(f_s)
+
+
+def twin_semckd(m: Distiller, s: Output, t: Output) -> Tensor:
+    def embedded(embed: Any, f: Tensor) -> Tensor:
+        """Of a batch that is filled up to 64 samples."""
+        gram = torch.stack([torch.stack([(x * y).sum() for y in f]) for x in f])
+        z = embed(torch.cat([gram, gram.new_zeros(len(f), 64 - len(f))], 1))
+        return torch.stack([row / row.norm() for row in z])
+
+    total = 0.0
+    keys = [embedded(embed, f) for embed, f in zip(m.keys, t.feats[1:], strict=True)]
+    for embed, row, f_s in zip(m.queries, m.regressors, s.feats[1:], strict=True):
+        query = embedded(embed, f_s)
+        attention = torch.stack([(query * key).sum(1) for key in keys], 1).softmax(1)
+        for j, (regress, f_t) in enumerate(zip(row, t.feats[1:], strict=True)):
+            h = min(f_s.shape[2], f_t.shape[2])
+            distance = ((regress(pooled_to(f_s, h)) - pooled_to(f_t, h)) ** 2).mean((1, 2, 3))
+            total = total + (attention[:, j] * distance).sum() / (len(f_s) * len(m.queries))
+    return total
+
+
+def twin_srrl(m: Distiller, s: Output, t: Output) -> Tensor:
+    g = m.connector(s.feats[-1]).flatten(2).mean(2)
+    return ((g - t.pooled) ** 2).mean() + ((g @ m.head.weight.T + m.head.bias - t.logits) ** 2).mean()
+
+
 def twin_uda(m: Distiller, s: Output, t: Output) -> Tensor:
     total = 0.0
     for plain, changed in zip(s.logits[::2].detach(), s.logits[1::2], strict=True):

@@ -42,10 +42,16 @@ CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation
 VARIANTS = [
     ("at", {"at_p": 1, "at_stem": True}),
+    ("catkd", {"catkd_normalise": True}),
     ("cc", {"cc_kernel": "gaussian"}),
     ("cd", {"cd_reduce": "mean"}),
     ("crd", {"memory_type": "queue", "enqueue": "before"}),
     ("crd", {"mode": "relax"}),
+    ("eakd", {"eakd_form": "dkd"}),
+    ("mgd", {"mgd_mask": "det"}),
+    ("normkd", {"normkd_form": "dkd"}),
+    ("sdd", {"sdd_form": "nkd", "sdd_cells": "1,2,4"}),
+    ("wkd_f", {"wkd_grid": 2}),
     ("dp", {"dp_strategy": "flip-avg"}),
     ("fsp", {"fsp_norm": True}),
     ("ft_flat", {"ft_flat_norm": "l2"}),
