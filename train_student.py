@@ -56,6 +56,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"
     )
     group.add_argument("--dot", type=options.share, metavar="DELTA", help="momenta for labels and for teachers")
+    group.add_argument(
+        "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
+    )
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
@@ -151,7 +154,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     # method
     teacher = teachers[0] if teachers else student
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
-    pair = Pair(s, t, student, teacher, data.train_labels)
+    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs)
     with mendable(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
@@ -159,6 +162,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
             augment = method.views(augment)
             student = method.wrap(student)
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
+    criterion.standardise = opt.standardise
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept

@@ -1,10 +1,12 @@
 """The draw of the samples that a sample is contrasted with."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from distiller_zoo.draws import Draws
 
 
-class Negatives(nn.Module):
+class Negatives(Draws):
     """Draws, for every sample, the nce_k others that it is contrasted with; never one of its own class.
 
     The draw is stratified over the class-sorted order, so it costs nce_k a sample whatever n_data is. With n samples
@@ -28,32 +30,6 @@ class Negatives(nn.Module):
         tables = {"labels": labels, "order": labels.argsort(stable=True), "size": size, "start": size.cumsum(0) - size}
         for name, table in tables.items():
             self.register_buffer(name, table.clone(), persistent=False)
-        self.seed = torch.initial_seed()
-        self._generator: torch.Generator | None = None
-        self._state: Tensor | None = None
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Own random numbers, on the tables' device: made late, because the module moves after it is built."""
-        if self._generator is None or self._generator.device != self.order.device:
-            self._generator = torch.Generator(self.order.device)
-            self._restore()
-        return self._generator
-
-    def _restore(self) -> None:
-        """Sets the saved state in the generator that there is: a recorded step goes on drawing from it."""
-        self._generator.manual_seed(self.seed)
-        # A state saved on a CPU does not fit a GPU's generator, which then starts from the seed.
-        if self._state is not None and self._state.numel() == self._generator.get_state().numel():
-            self._generator.set_state(self._state)
-
-    def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self._state = state.cpu()
-        if self._generator is not None:
-            self._restore()
 
     def forward(self, index: Tensor) -> Tensor:
         """Sample numbers [B, nce_k + 1] for the samples index [B]; column 0 is the positive."""

@@ -1,5 +1,6 @@
 """What several methods share: precision, unit vectors, pairing of maps, and the layers between two networks."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,78 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     """
     square = x.square().sum(dim, keepdim=True)
     return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
+
+
+def positive(**values: float) -> None:
+    """Raises ValueError for the first value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
+def kl_rows(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """KL(teacher || student) of each row of log-probabilities [B, K], [B]. Finite where these are."""
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+
+
+def is_label(z: Tensor, labels: Tensor) -> Tensor:
+    """True at each row's label, [B, K]."""
+    return labels.unsqueeze(1) == torch.arange(z.shape[1], device=z.device)
+
+
+def without(z: Tensor, dropped: Tensor) -> Tensor:
+    """Logits whose softmax is 0 where `dropped`; finite, and so are its logarithms."""
+    return z.masked_fill(dropped, torch.finfo(z.dtype).min / 2)
+
+
+def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """x minus its mean along dim, and the sum of squares of that.
+
+    Where x is constant to within rounding the sum is given as 1, so that nothing is divided by noise.
+    """
+    d = x - x.mean(dim, keepdim=True)
+    square, whole = (y.square().sum(dim, keepdim=True) for y in (d, x))
+    flat = square <= (8 * torch.finfo(x.dtype).eps) ** 2 * whole
+    return d, torch.where(flat, 1.0, square)
+
+
+def standardise(z: Tensor, dim: int = 1, eps: float = 1e-7) -> Tensor:
+    """z with mean 0 and unbiased deviation 1 along dim; eps is added to the deviation."""
+    d, square = centred(full(z), dim)
+    return d / ((square / max(z.shape[dim] - 1, 1)).sqrt() + eps)
+
+
+class ClassifierMap:
+    """Finds, in an Output of the network, the map whose mean over space the classifier reads: [B, D, H, W].
+
+    The last map; where pre-activations follow it (WRN), the ReLU of the last of these; else what the classifier reads
+    itself, as a single cell. part: which maps of an Output it looks at, () or ("feats",) or ("preacts",).
+    """
+
+    def __init__(self, o: Output) -> None:
+        self.part: tuple[str, ...] = ()
+        for part, maps in (("preacts", [F.relu(x) for x in o.preacts[-1:]]), ("feats", o.feats[-1:])):
+            if not maps or maps[0].shape[1] != o.pooled.shape[1]:
+                continue
+            largest = o.pooled.abs().amax().item()
+            if torch.allclose(maps[0].mean((2, 3)), o.pooled, rtol=1e-3, atol=1e-3 * largest):
+                self.part = (part,)
+
+    def __call__(self, o: Output) -> Tensor:
+        if self.part == ("feats",):
+            return full(o.feats[-1])
+        return F.relu(full(o.preacts[-1])) if self.part else full(o.pooled)[:, :, None, None]
+
+
+def classify(head: nn.Linear, f: Tensor) -> Tensor:
+    """The classifier's logits in every cell of a map: [B, D, H, W] -> [B, K, H, W]."""
+    bias = None if head.bias is None else head.bias.to(f.dtype)
+    return F.linear(f.movedim(1, -1), head.weight.to(f.dtype), bias).movedim(-1, 1)
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    """A copy that does not train."""
+    return copy.deepcopy(layer).requires_grad_(False)
 
 
 def pair_maps(s: Sequence[Tensor], t: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -74,6 +147,21 @@ class BatchNorm(nn.BatchNorm2d):
         if x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+class BatchStatistics(nn.Module):
+    """BatchNorm that keeps no statistics, for relational losses, where each process sees the whole batch."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1]:  # which torch refuses; a copy changes no statistic
+            return self(x.expand(2, *x.shape[1:]))[:1]
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 class Regressor(nn.Module):

@@ -22,6 +22,8 @@ class Pair(NamedTuple):
     student: nn.Module
     teacher: nn.Module
     labels: Tensor  # [n_data] of the whole training set
+    batch_size: int = 64  # samples of a step, on all devices together
+    epochs: int = 240  # of the training
 
 
 class Distiller(nn.Module):
@@ -50,6 +52,7 @@ class Distiller(nn.Module):
     # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
     # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True
+    standardisable: ClassVar[bool] = True  # False: the losses need the logits' own scale, whatever --standardise says
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
     epoch: int = 1  # set by the loop
 

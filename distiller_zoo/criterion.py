@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import full
+from .adapters import full, standardise
 from .base import Batch, Distiller, Output
 from .gather import gather
 from .kd import KD
@@ -24,6 +24,8 @@ class Criterion(nn.Module):
     Holds what trains beside the student (adapters) and what must be saved with it (banks). With several teachers, KD is
     the mean of each one's.
     """
+
+    standardise = False  # set by the script: the methods and KD see logits of mean 0 and deviation 1 over the classes
 
     def __init__(
         self,
@@ -95,13 +97,18 @@ class Criterion(nn.Module):
             labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
             terms["ce"] = self.gamma * batch.share * F.cross_entropy(full(logits), labels)
         if self.alpha:
-            s_kd, t_kd = s._replace(logits=logits), [x._replace(logits=x.logits[labelled]) for x in t]
+            s_kd, *t_kd = (self.seen(x._replace(logits=x.logits[labelled])) for x in (s, *t))
             terms["kd"] = self.alpha * batch.share * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)
         for (name, method), beta in zip(self.methods.items(), self.betas, strict=True):
             if beta:
+                s_m, *t_m = (self.seen(x) if method.standardisable else x for x in (s, *t))
                 # -a may have a term of this name already
-                terms[name] = beta * over_all(method, method, s, t, batch) + terms.get(name, 0.0)
+                terms[name] = beta * over_all(method, method, s_m, t_m, batch) + terms.get(name, 0.0)
         return terms
+
+    def seen(self, o: Output) -> Output:
+        """What of an Output the losses that compare logits see."""
+        return o._replace(logits=standardise(o.logits)) if self.standardise else o
 
     def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
         """The terms of the initialisation stage, unweighted as in RepDistiller."""

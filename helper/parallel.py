@@ -16,25 +16,24 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .util import UserError, choose_device
 
-_hosts: dist.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
+_hosts: distributed.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
 
 
 def several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    return dist.get_rank() if several() else 0
+    return distributed.get_rank() if several() else 0
 
 
 def world() -> int:
-    return dist.get_world_size() if several() else 1
+    return distributed.get_world_size() if several() else 1
 
 
 def part() -> tuple[int, int]:
@@ -70,11 +69,11 @@ def start(opt: argparse.Namespace) -> torch.device:
             torch.cuda.set_device(device)
         # the first process may have to decode a whole data set before the others can go on
         backend, own = ("nccl", device) if kind == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
+        distributed.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
         if kind == "cuda":
             global _hosts
-            _hosts = dist.new_group(backend="gloo", timeout=timedelta(hours=4))
-        atexit.register(dist.destroy_process_group)
+            _hosts = distributed.new_group(backend="gloo", timeout=timedelta(hours=4))
+        atexit.register(distributed.destroy_process_group)
         if rank():
             sys.stdout = open(os.devnull, "w")
     return device
@@ -108,7 +107,7 @@ def in_first(function: Callable[..., None]) -> Callable[..., None]:
 def wait() -> None:
     """Until all processes are here."""
     if several():
-        dist.barrier()
+        distributed.barrier()
 
 
 @contextlib.contextmanager
@@ -125,7 +124,7 @@ def one_before_the_others() -> Iterator[None]:
 def total(x: Tensor) -> Tensor:
     """Sum over the processes, in the place of x."""
     if several():
-        dist.all_reduce(x)
+        distributed.all_reduce(x)
     return x
 
 
@@ -134,7 +133,7 @@ def each(x: Any) -> list[Any]:
     if not several():
         return [x]
     found = [None] * world()
-    dist.all_gather_object(found, x)
+    distributed.all_gather_object(found, x)
     return found
 
 
@@ -149,7 +148,7 @@ class Soon:
         if not several():
             return x
         before, number = self.pending, torch.tensor(x)
-        self.pending = number, dist.all_reduce(number, dist.ReduceOp.MAX, group=_hosts, async_op=True)
+        self.pending = number, distributed.all_reduce(number, distributed.ReduceOp.MAX, group=_hosts, async_op=True)
         if before is None:
             return 0
         before[1].wait()
@@ -187,7 +186,7 @@ def unite(*networks: nn.Module | None) -> None:
         for module in network.modules() if network else ():
             for buffer in module.buffers(recurse=False):
                 own = buffer.clone() if isinstance(module, _BatchNorm) and buffer.is_floating_point() else None
-                dist.broadcast(buffer, 0)
+                distributed.broadcast(buffer, 0)
                 if own is not None:
                     buffer += total(own - buffer) / world()  # leaves equal ones as they are, bit for bit
 

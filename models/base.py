@@ -190,9 +190,11 @@ def published_weights(name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def probe(model: nn.Module, images: Tensor) -> Output:
-    """What the network returns for two black images of the size of `images` [..., C, H, W]: shapes to build from."""
+    """What the network returns for two images of the size of `images` [..., C, H, W], one lighter from pixel to pixel
+    and one darker: shapes to build from, and values that show what is computed from what."""
     was_training = model.training
-    parameter = next(model.parameters())
-    output = model.eval()(parameter.new_zeros(2, *images.shape[-3:]), is_feat=True)
+    parameter, shape = next(model.parameters()), images.shape[-3:]
+    ramp = torch.linspace(-2, 2, shape.numel(), dtype=parameter.dtype, device=parameter.device).view(shape)
+    output = model.eval()(torch.stack([ramp, -ramp]), is_feat=True)
     model.train(was_training)
     return output

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import batch, output, pair  # noqa: E402
+from fakes import Fixed, batch, output, pair  # noqa: E402
 
 import crd  # noqa: E402, F401  (registers its methods)
+import distiller_zoo  # noqa: E402
 from distiller_zoo import Distiller, find_method  # noqa: E402
 from distiller_zoo.criterion import Criterion  # noqa: E402
 
@@ -30,6 +32,7 @@ class Case:
     """One variant of a method: its arrays, and the module that a stateful method carries from call to call."""
 
     def __init__(self, name: str, entry: dict, arrays: dict[str, np.ndarray], before: "Case | None") -> None:
+        self.variant = name
         self.hyper, self.modules, self.no_gradient = entry["hyper"], entry["modules"], entry["no_gradient"]
         self.arrays = {key.partition("/")[2]: arrays[key] for key in entry["arrays"] if key.startswith(name + "/")}
         if len(self.arrays) != len(entry["arrays"]):
@@ -63,12 +66,14 @@ class Case:
         t: dict,
         labels: Tensor | None = None,
         teacher_bns: Sequence[nn.BatchNorm2d] = (),
+        batch_size: int = 64,
         **options: object,
     ) -> Distiller:
         """The registered method for outputs of these contents, in float64; on a second call the one of the first."""
         self.s, self.t = output(**s), output(**t)
         if self.module is None:
-            self.module = find_method(name)(pair(self.s, self.t, labels, teacher_bns), **options).double()
+            given = pair(self.s, self.t, labels, teacher_bns)._replace(batch_size=batch_size)
+            self.module = find_method(name)(given, **options).double()
         return self.module
 
     def load(self, prefixes: dict[str, nn.Module | nn.Parameter], state: dict[str, Tensor] | None = None) -> None:
@@ -98,13 +103,14 @@ class Case:
 
     def call(self) -> Tensor:
         """The loss of our method on the outputs that build() was given."""
-        return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx")))
+        return self.module(self.s, self.t, batch(self.s, self.inputs.get("idx"), self.inputs.get("target")))
 
-    def total(self, gamma: float, alpha: float, beta: float, **options: object) -> Tensor:
+    def total(self, gamma: float, alpha: float, beta: float, standardise: bool = False, **options: object) -> Tensor:
         """The whole loss around our method: cross entropy, KD and beta times the method; its terms become the state."""
         kd = find_method("kd")(pair(self.s, self.t), **options)
         criterion = Criterion(gamma, alpha, kd, {"method": self.module}, [beta])
-        self.state = criterion(self.s, [self.t], batch(self.s, labels=self.inputs["target"]))
+        criterion.standardise = standardise
+        self.state = criterion(self.s, [self.t], batch(self.s, labels=self.inputs.get("target")))
         return sum(self.state.values())
 
     def compare(self, loss: Tensor) -> None:
@@ -413,6 +419,358 @@ def sskd(case: Case) -> Tensor:
     return sum(w * term for w, term in zip(h["loss_weights"], case.state.values(), strict=True))
 
 
+def _on_logits(case: Case, name: str, method_options: dict, parts: dict[str, dict] | None = None) -> Distiller:
+    """Builds a method that reads logits and labels. parts: the attributes to set for each part that the case names."""
+    case.build(name, {"logits": case.inputs["y_s"]}, {"logits": case.inputs["y_t"]}, **method_options)
+    case.load({})
+    case.state = {part: with_attributes(case, changed) for part, changed in (parts or {}).items()}
+    return case.module
+
+
+def with_attributes(case: Case, changed: dict) -> Tensor:
+    """The loss of the method while these of its attributes have other values."""
+    before = {key: getattr(case.module, key) for key in changed}
+    vars(case.module).update(changed)
+    loss = case.call()
+    vars(case.module).update(before)
+    return loss
+
+
+def dkd(case: Case) -> Tensor:
+    h = case.hyper
+    parts = {"tckd": {"alpha": 1.0, "beta": 0.0}, "nckd": {"alpha": 0.0, "beta": 1.0}}
+    options = {"dkd_alpha": h["alpha"], "dkd_beta": h["beta"], "dkd_T": h["T"]}
+    _on_logits(case, "dkd", options, parts)
+    return case.call()
+
+
+def dist(case: Case) -> Tensor:
+    h = case.hyper
+    parts = {"inter": {"beta": 1.0, "gamma": 0.0}, "intra": {"beta": 0.0, "gamma": 1.0}}
+    options = {"dist_beta": h["beta"], "dist_gamma": h["gamma"], "dist_T": h["tau"]}
+    _on_logits(case, "dist", options, parts)
+    return case.call()
+
+
+def nkd(case: Case) -> Tensor:
+    h = case.hyper
+    _on_logits(case, "nkd", {"nkd_gamma": h["gamma"], "nkd_T": h["T"]}, {"target_part": {"gamma": 0.0}})
+    return case.call()
+
+
+def lskd(case: Case) -> Tensor:
+    """The method, and the option in front of another one."""
+    h = case.hyper
+    if "beta" not in h:
+        _on_logits(case, "lskd", {"kd_T": h["T"]})
+        return case.call()
+    _on_logits(case, "dkd", {"dkd_alpha": h["alpha"], "dkd_beta": h["beta"], "dkd_T": h["T"]})
+    return case.total(0.0, 0.0, 1.0, standardise=True)
+
+
+def wsld(case: Case) -> Tensor:
+    _on_logits(case, "wsld", {"wsld_T": case.hyper["T"]})
+    loss = case.total(1.0, 0.0, case.hyper["alpha"])
+    case.state["hard"] = case.state["ce"]
+    return loss
+
+
+def ttm(case: Case) -> Tensor:
+    _on_logits(case, "ttm", {"ttm_gamma": case.hyper["l"]})
+    return case.call()
+
+
+def wttm(case: Case) -> Tensor:
+    """Two variants, which are two methods."""
+    _on_logits(case, case.variant, {"ttm_gamma": case.hyper["l"]})
+    return case.call()
+
+
+def reviewkd(case: Case) -> Tensor:
+    i = case.inputs
+    if "f_s0" in i:  # the loss between given maps
+        case.load({})
+        pairs = zip(case.maps("f_s"), case.maps("f_t"), strict=True)
+        return sum(distiller_zoo.reviewkd.hierarchical(a, b) for a, b in pairs)
+    f_s, f_t = case.maps("f_s"), case.maps("f_t")
+    s = {"feats": [f_s[0], *f_s], "pooled": i["pooled_s"]}
+    module = case.build("reviewkd", s, {"preacts": [f_t[0], *f_t], "pooled": i["pooled_t"]})
+    case.load({"abfs": module.fusions})
+    return case.call()
+
+
+def catkd(case: Case) -> Tensor:
+    h, cams = case.hyper, [F.adaptive_avg_pool2d(case.inputs[f"cam_{x}"], case.hyper["cam_resolution"]) for x in "st"]
+    module = case.build("catkd", *({"feats": [cam]} for cam in cams), catkd_normalise=h["normalize"])
+    case.load({})
+    return module.distance(*cams)
+
+
+def srrl(case: Case) -> Tensor:
+    """Variant vector has pooled features in the place of maps, which are maps of one cell."""
+    i = case.inputs
+    f_s, f_t = (f if f.dim() == 4 else f[:, :, None, None] for f in (i["f_s"], i["f_t"]))
+    t = {"logits": i["y_t"], "pooled": f_t.mean((2, 3))}
+    module = case.build("srrl", {"feats": [f_s]}, t, srrl_logit=case.hyper.get("weight", 1.0))
+    case.load({"transfer": module.connector, "cls_t": module.head})
+    features = with_attributes(case, {"weight": 0.0})
+    logit = with_attributes(case, {"weight": 1.0}) - features
+    case.state = {"feat": features, "stat": features, "logit": logit}
+    return case.call()
+
+
+def semckd(case: Case) -> Tensor:
+    """Each of the reference's embedders has a part that is never used."""
+    unused = re.compile(r"(query|key)_\d\.regressor")
+    case.modules = [m | {"layers": [x for x in m["layers"] if not unused.match(x["path"])]} for m in case.modules]
+    case.arrays = {key: x for key, x in case.arrays.items() if not unused.search(key)}
+    case.no_gradient = []
+    g_s, g_t = case.maps("g_s"), case.maps("g_t")
+    sized = {"feats": [g_s[0], *g_s]}, {"feats": [g_t[0], *g_t]}
+    module = case.build("semckd", *sized, batch_size=len(g_s[0]), semckd_soft=case.hyper["soft"])
+    case.load({"selfa": nn.ModuleList([*module.queries, *module.keys, *module.regressors])})
+    return case.call()
+
+
+def ofa(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    if "stages" not in h:
+        case.load({})
+        return distiller_zoo.ofa.adaptive_target(i["y_s"], i["y_t"], i["target"], h["T"], h["eps"])
+    given = {stage: i[f"f_s{stage}"] for stage in h["stages"]}
+    feats = [given.get(stage, next(iter(given.values()))) for stage in range(5)]
+    projectors = [m for m in case.modules if m["prefix"] == "projector"]
+    width = max(x["tensors"]["weight"][1] for m in projectors for x in m["layers"] if x["type"].startswith("Linear"))
+    s = {"logits": i["y_s"], "feats": feats, "pooled": feats[-1].mean((2, 3))}
+    t = {"logits": i["y_t"], "pooled": feats[-1].new_zeros(len(feats[-1]), width)}
+    module = case.build("ofa", s, t, ofa_stages=",".join(map(str, given)), ofa_T=h["T"])
+    module.eps = h["eps"]
+    case.load({"projector": module.branches})
+    unread = 0.0 * i["y_s"].sum()  # whose gradient is given, as zeros
+    return module.branch_loss(case.s, case.t, batch(case.s, labels=i["target"])) + unread
+
+
+def itrd(case: Case) -> Tensor:
+    i = case.inputs
+    options = {"itrd_corr": 1.0, "itrd_mutual": 1.0, "itrd_alpha": case.hyper["alpha"]}
+    module = case.build("itrd", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, **options)
+    case.load({"embed": module.embed})
+    parts = {"correlation": {"mutual": 0.0}, "mutual": {"corr": 0.0}}
+    case.state = {part: with_attributes(case, changed) for part, changed in parts.items()}
+    return case.call()
+
+
+def srd(case: Case) -> Tensor:
+    """The reference's KD term has no T^2, and its logarithm the factor 2."""
+    h, i = case.hyper, case.inputs
+    s, t = ({"pooled": i[f"f_{x}"], "logits": i[f"y_{x}"]} for x in "st")
+    module = case.build("srd", s, t, srd_exponent=h["exponent"])
+    case.load({"linear": module.project})
+    return case.total(0.0, h["temperature"] ** -2, 2.0, kd_T=h["temperature"])
+
+
+def ickd(case: Case) -> Tensor:
+    case.load({})
+    distance = find_method("ickd").distance
+    return sum(distance(a, b) for a, b in zip(case.maps("g_s"), case.maps("g_t"), strict=True))
+
+
+def wkd_l(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {f"wkd_{key}": h[key] for key in ("gamma", "T", "reg", "sharpen")}
+    module = case.build("wkd_l", {"logits": i["y_s"]}, {"logits": i["y_t"]}, **options)
+    module.cost = F.relu(distiller_zoo.wkd_l.class_costs(i["prototypes"], h["sharpen"])) + 1e-8
+    module.iterations = h["n_iter"]
+    case.load({})
+    case.state = {"target_part": with_attributes(case, {"gamma": 0.0})}
+    return case.call()
+
+
+def wkd_f(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"wkd_grid": h["grid"], "wkd_ratio": h["mean_cov_ratio"]}
+    module = case.build("wkd_f", {"feats": [i["f_s"]]}, {"feats": [i["f_t"]]}, **options)
+    module.eps = h["eps"]
+    case.load({})
+    loss, module.ratio = module.distance(i["f_s"], i["f_t"]), 0.0
+    deviations = module.distance(i["f_s"], i["f_t"])
+    case.state = {"std_loss": deviations, "mean_loss": (loss - deviations) / h["mean_cov_ratio"]}
+    return loss
+
+
+def ega(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"ega_node": h["node_weight"], "ega_edge": h["edge_weight"]}
+    case.build("ega", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, **options)
+    case.load({})
+    return case.call()
+
+
+def ctkd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"ctkd_start": h["t_start"], "ctkd_range": h["t_end"]}
+    module = case.build("ctkd", {"logits": i["y_s"]}, {"logits": i["y_t"]}, **options)
+    case.load({"theta": module.theta})
+    reversals = []
+    for module.epoch in range(len(case.arrays["aux/lambda_schedule"])):
+        reversals.append(module.reversal)
+    np.testing.assert_allclose(reversals, case.arrays["aux/lambda_schedule"], rtol=1e-9, atol=1e-15)
+    module.epoch = int(np.abs(np.array(reversals) - h["lambda_"]).argmin())
+    return case.call()
+
+
+def simkd(case: Case) -> Tensor:
+    f_s, f_t = case.inputs["f_s"], case.inputs["f_t"]
+    t = {"feats": [f_t], "pooled": f_t.mean((2, 3))}
+    module = case.build("simkd", {"feats": [f_s]}, t, simkd_factor=case.hyper["factor"])
+    student = module.wrap(Fixed(case.s)).double()
+    case.load({"projector": student.projector, "cls_t": student.fc})
+    case.s = student(None, is_feat=True)
+    case.state = {"pred_s": case.s.logits}
+    return case.call()
+
+
+def mlkd(case: Case) -> Tensor:
+    i = case.inputs
+    if "y_s" in i:  # one of the parts, at one temperature
+        case.load({})
+        level = {"cc": distiller_zoo.mlkd.class_level, "bc": distiller_zoo.mlkd.batch_level}[case.variant]
+        return level(*(F.softmax(i[key] / case.hyper["T"], 1) for key in ("y_s", "y_t")))
+    s, t = ({"logits": torch.stack([i[f"y_{x}_weak"], i[f"y_{x}_strong"]], 1).flatten(0, 1)} for x in "st")
+    case.build("mlkd", s, t)
+    case.load({})
+    return case.total(2 * case.hyper["ce_weight"], 0.0, case.hyper["kd_weight"])
+
+
+def rld(case: Case) -> Tensor:
+    h = case.hyper
+    options = {"rld_alpha": h["alpha"], "rld_beta": h["beta"], "rld_T": h["T"], "rld_label_T": h["alpha_T"]}
+    module = _on_logits(case, "rld", options)
+    parts = {"scd": {"beta": 0.0, "alpha": 1.0}, "mcd": {"alpha": 0.0, "beta": 1.0}}
+    found = {}
+    for part, changed in parts.items():
+        vars(module).update(changed)
+        found[part] = case.total(0.0, 0.0, 1.0, standardise=h["logit_stand"])
+    module.alpha, module.beta = h["alpha"], h["beta"]
+    loss = case.total(0.0, 0.0, 1.0, standardise=h["logit_stand"])
+    case.state = found
+    return loss
+
+
+def normkd(case: Case) -> Tensor:
+    h = case.hyper
+    if "alpha" not in h:
+        _on_logits(case, "normkd", {"normkd_T": h["T_norm"]})
+        return case.call()
+    options = {"normkd_form": "dkd", "normkd_alpha": h["alpha"], "normkd_beta": h["beta"], "normkd_T": h["T_norm"]}
+    parts = {"tckd": {"alpha": 1.0, "beta": 0.0}, "nckd": {"alpha": 0.0, "beta": 1.0}}
+    _on_logits(case, "normkd", options, parts)
+    return case.call()
+
+
+def luminet(case: Case) -> Tensor:
+    _on_logits(case, "luminet", {"luminet_alpha": case.hyper["alpha"], "luminet_T": case.hyper["T"]})
+    return case.call()
+
+
+def eakd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    options = {"eakd_T": h["T"], "eakd_entropy_T": h["t"], "eakd_bound": h["H_ub"]}
+    options |= {"eakd_form": "dkd", "eakd_beta": h["beta"] / h["alpha"]} if "alpha" in h else {}
+    module = _on_logits(case, "eakd", options)
+    case.state = {"w": module.importance(i["y_s"], i["y_t"])}
+    return h.get("alpha", 1.0) * case.call()
+
+
+def pefd(case: Case) -> Tensor:
+    i = case.inputs
+    module = case.build("pefd", {"pooled": i["f_s"]}, {"pooled": i["f_t"]}, pefd_projectors=case.hyper["n_proj"])
+    case.load({"proj": module.projectors})
+    return case.call()
+
+
+def sdd(case: Case) -> Tensor:
+    """Given regions; in one variant given maps and classifiers."""
+    h, i = case.hyper, case.inputs
+    options = {"sdd_T": h["T"], "sdd_beta": h.get("beta", h.get("gamma", 0.0))}
+    if "f_s" in i:
+        classes = {m["prefix"]: m["layers"][0]["tensors"]["weight"][0] for m in case.modules}
+        s, t = (
+            {"logits": f.new_zeros(len(f), classes["fc_s"]), "feats": [f], "pooled": f.mean((2, 3))}
+            for f in (i["f_s"], i["f_t"])
+        )
+        module = case.build("sdd", s, t, sdd_cells=re.sub(r"[^\d,]", "", h["M"]), **options)
+        case.load({"fc_s": module.head_s[0].double(), "fc_t": module.head_t})
+        return case.call()
+    form = {"nkd": "nkd_all", "nkd_label_removed": "nkd"}.get(case.variant, case.variant)
+    logits = ({"logits": i[f"y_{x}"][:, :, 0]} for x in "st")
+    module = case.build("sdd", *logits, sdd_form=form, **options)
+    case.load({})
+    return module.region_loss(i["y_s"], i["y_t"], i["target"])
+
+
+def kdpp(case: Case) -> Tensor:
+    """The class means are given, and stay: the module is not in training."""
+    i = case.inputs
+    t = {"pooled": i["f_t"], "logits": i["f_t"].new_zeros(len(i["f_t"]), len(i["centers"]))}
+    module = case.build("kdpp", {"pooled": i["f_s"]}, t).eval()
+    module.sums, module.counts = i["centers"], torch.ones_like(module.counts)
+    case.load({})
+    return case.hyper["nd_loss_factor"] * case.call()
+
+
+def mgd(case: Case) -> Tensor:
+    i, h = case.inputs, case.hyper
+    module = case.build("mgd", {"feats": [i["f_s"]]}, {"feats": [i["f_t"]]}, mgd_mask=h["mask"])
+    case.load({"mgd": nn.ModuleList([module.align, module.generation])})
+    return h["alpha_mgd"] * module.generated(i["f_s"], i["f_t"], i["mask"])
+
+
+def dtkd(case: Case) -> Tensor:
+    h = case.hyper
+    options = {"dtkd_alpha": h.get("alpha", 1.0), "dtkd_beta": h.get("beta", 0.0), "dtkd_T": h["T"]}
+    parts = {"dtkd": {"alpha": 1.0, "beta": 0.0}, "kd": {"alpha": 0.0, "beta": 1.0}}
+    _on_logits(case, "dtkd", options, parts)
+    if "ce_weight" not in h:
+        return case.call()
+    found = dict(case.state)
+    loss = case.total(h["ce_weight"], 0.0, 1.0)
+    case.state |= found
+    return loss
+
+
+def crld(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    s, t = ({"logits": torch.stack([i[f"y_{x}_weak"], i[f"y_{x}_strong"]], 1).flatten(0, 1)} for x in "st")
+    options = {"crld_within": h["wv_weight"], "crld_across": h["cv_weight"], "crld_T": h["T"]}
+    module = case.build("crld", s, t, **options)
+    module.sure_weak, module.sure_strong = h["tau_w"], h["tau_s"]
+    case.load({})
+    return case.total(2 * h["ce_weight"], 0.0, 1.0)
+
+
+def cskd(case: Case) -> Tensor:
+    i = case.inputs
+    s = {"logits": torch.stack([i["y_s"], i["y_pair"]], 1).flatten(0, 1)}
+    case.build("cskd", s, s, cskd_T=case.hyper["T"])
+    case.load({})
+    if "lamda" not in case.hyper:
+        return case.call()
+    loss = case.total(1.0, 0.0, case.hyper["lamda"])
+    case.state["cls"] = case.state["method"] / case.hyper["lamda"]
+    return loss
+
+
+def pskd(case: Case) -> Tensor:
+    h, i = case.hyper, case.inputs
+    module = case.build("pskd", {"logits": i["y_s"]}, {"logits": i["y_s"]}, i["target"], pskd_alpha=h["alpha_T"])
+    module.epoch, module.epochs = h["epoch"] + 1, h["end_epoch"]
+    module.past = i.get("past", module.past).clone()
+    case.load({})
+    case.state = {"past_new": module.past}
+    return case.call()
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -447,6 +805,39 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kdsvd": kdsvd,
     "kdsvd_rows": kdsvd_rows,
     "sskd": sskd,
+    "dkd": dkd,
+    "dist": dist,
+    "nkd": nkd,
+    "logitstd": lskd,
+    "wsld": wsld,
+    "ttm": ttm,
+    "wttm": wttm,
+    "reviewkd": reviewkd,
+    "catkd": catkd,
+    "srrl": srrl,
+    "semckd": semckd,
+    "ofa": ofa,
+    "itrd": itrd,
+    "srd": srd,
+    "ickd": ickd,
+    "wkd_l": wkd_l,
+    "wkd_f": wkd_f,
+    "ega": ega,
+    "ctkd": ctkd,
+    "simkd": simkd,
+    "mlkd": mlkd,
+    "rld": rld,
+    "normkd": normkd,
+    "luminet": luminet,
+    "eakd": eakd,
+    "pefd": pefd,
+    "sdd": sdd,
+    "kdpp": kdpp,
+    "mgd": mgd,
+    "dtkd": dtkd,
+    "crld": crld,
+    "cskd": cskd,
+    "pskd": pskd,
 }
 
 

@@ -26,6 +26,19 @@ class FakeNet(nn.Module):
         return list(self.bns)
 
 
+class Fixed(nn.Module):
+    """A network that returns these outputs whatever it sees, for what a method wraps around a student."""
+
+    head_name, learning_rate = "head", 0.05
+
+    def __init__(self, given: Output) -> None:
+        super().__init__()
+        self.given, self.head = given, nn.Linear(given.pooled.shape[1], given.logits.shape[1])
+
+    def forward(self, images: Tensor | None, is_feat: bool = True) -> Output:
+        return self.given
+
+
 def output(
     *,
     logits: Tensor | None = None,

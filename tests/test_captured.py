@@ -113,6 +113,7 @@ class Student:
         pair = Pair(s, t, self.student, self.teacher, torch.arange(50) % 5)
         small = {key: SMALL[key] for key in method_options(cls) if key in SMALL}
         method = cls(pair, **small)
+        self.student = method.wrap(self.student)
         self.criterion = Criterion(0.5, 0.5, KD(pair), {name: method}, [0.1]).train()
         loss = self.criterion.init if init else self.criterion
         reads = self.criterion.init_reads if init else self.criterion.reads

@@ -42,10 +42,16 @@ CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation
 VARIANTS = [
     ("at", {"at_p": 1, "at_stem": True}),
+    ("catkd", {"catkd_normalise": True}),
     ("cc", {"cc_kernel": "gaussian"}),
     ("cd", {"cd_reduce": "mean"}),
     ("crd", {"memory_type": "queue", "enqueue": "before"}),
     ("crd", {"mode": "relax"}),
+    ("eakd", {"eakd_form": "dkd"}),
+    ("mgd", {"mgd_mask": "det"}),
+    ("normkd", {"normkd_form": "dkd"}),
+    ("sdd", {"sdd_form": "nkd", "sdd_cells": "1,2,4"}),
+    ("wkd_f", {"wkd_grid": 2}),
     ("dp", {"dp_strategy": "flip-avg"}),
     ("fsp", {"fsp_norm": True}),
     ("ft_flat", {"ft_flat_norm": "l2"}),
@@ -68,8 +74,11 @@ WORLDS = (2, 3)
 class Given(nn.Module):
     """A network whose outputs are given and which scales each of their elements. An image's last pixel says whose."""
 
+    head_name, learning_rate = "head", 0.05
+
     def __init__(self, given: Output) -> None:
         super().__init__()
+        self.head = nn.Linear(given.pooled.shape[1], given.logits.shape[1]).requires_grad_(False)
         self.given = given
         self.scales = nn.ParameterList(torch.ones_like(x[0]) for x in tensors(given))
 
@@ -109,7 +118,7 @@ class Case:
             s, t, method = build(DEEPER, 1)
         except ValueError:  # needs equal channels
             s, t, method = build(EQUAL, 1)
-        augment = method.views(dataset.InMemory(torch.zeros(2, 3, 8, 8).byte(), *HALF))
+        augment = method.views(dataset.InMemory(torch.zeros(50, 3, 8, 8).byte(), *HALF))
         views = augment(torch.arange(2), augment.draw(2, torch.Generator())).shape[1:-3]
         if views:
             s, t, method = build(DEEPER, views[0])
@@ -118,7 +127,7 @@ class Case:
             other = make_output(EQUAL, len(t.logits), 20, torch.float32)
             teachers.append(Given(doubled(other)).requires_grad_(False))
         self.criterion = Criterion(0.5, 0.5, KD(pair(s, t)), {name: method}, [1.0]).double()
-        self.student = Given(doubled(s))
+        self.student = method.wrap(Given(doubled(s))).double()
         loss = self.criterion.init if init else self.criterion
         self.teachers = teachers
         self.step = Step(Stage("", 1, loss, 0.1), Features(self.student, MAPS), self.criterion, Precision("off", CPU))

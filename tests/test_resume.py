@@ -26,6 +26,7 @@ METHODS = {
     "many": "--distill crd,rrd,fsp --nce_k 64 --init_epochs 1 --mcl_tau 0.9 --mcl_every 3".split(),
     "sskd": "--distill sskd --init_epochs 1".split(),
     "uda": "--distill uda".split(),
+    "simkd": "--distill simkd --mcl_tau 0.9".split(),
 }
 # where: in a step, as a log row is written, as a checkpoint is written, before it gets its name, after it got it
 KILLS = [
@@ -37,6 +38,7 @@ KILLS = [
     ("crd", "helper.run:Run.finish", 1),
     ("ab", "helper.trainee:Trainee.step", 7),
     ("ab", "helper.trainee:Trainee.step", 11),
+    ("simkd", "helper.trainee:Trainee.step", 6),
 ]
 
 

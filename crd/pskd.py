@@ -1,0 +1,46 @@
+"""Self-Knowledge Distillation with Progressive Refinement of Targets. Kim et al., ICCV 2021.
+https://arxiv.org/abs/2006.12000
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distiller_zoo.adapters import full, is_label
+from distiller_zoo.base import Batch, Distiller, Output, Pair
+
+
+class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
+    """Cross entropy, in which the student's own probabilities of the epoch before take more and more of the label's
+    place: up to the share pskd_alpha in the last epoch. No teacher.
+
+    Keeps a probability for each training sample and class.
+    """
+
+    weights = (0.0, 0.0, 1.0)
+    reads = ()
+    relational = True  # all processes remember the same
+    follows_epoch = True
+
+    def __init__(self, pair: Pair, *, pskd_alpha: float = 0.8) -> None:
+        super().__init__(pair)
+        if not 0 <= pskd_alpha <= 1:
+            raise ValueError(f"pskd_alpha lies in 0..1, not {pskd_alpha}")
+        self.alpha, self.epochs = pskd_alpha, pair.epochs
+        labels, classes = pair.labels.cpu(), pair.s.logits.shape[1]
+        self.register_buffer("past", (labels.unsqueeze(1) == torch.arange(classes)).float())  # [n_data, K]
+
+    @classmethod
+    def needs_teacher(cls, options: dict[str, Any]) -> bool:
+        return False
+
+    def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
+        views = len(s.logits) // len(batch.labels)
+        labels, index = (x.repeat_interleave(views) for x in (batch.labels, batch.index))
+        log_p, share = full(s.logits).log_softmax(1), self.alpha * min(self.epoch / self.epochs, 1.0)
+        target = (1 - share) * is_label(log_p, labels).to(log_p.dtype) + share * self.past[index]
+        if self.training:
+            with torch.no_grad():
+                self.past.index_copy_(0, batch.index, log_p[::views].exp().to(self.past.dtype))
+        return -(target * log_p).sum(1).mean()

@@ -1,0 +1,44 @@
+"""Cross-View Consistency Regularisation for Knowledge Distillation. Zhang et al., ACM MM 2024.
+https://arxiv.org/abs/2412.16493
+
+Differs: the strong view is AutoAugment's (the authors': RandAugment and cut-out).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset import Augment
+from dataset.autoaugment import AutoAugment
+
+from .adapters import full, positive
+from .base import Batch, Distiller, Output, Pair
+from .kd import kd_each
+
+
+class CRLD(Distiller, name="crld"):
+    """KD within the weak and the strong view of a sample (crld_within), and from each to the other (crld_across).
+
+    Counted where the teacher is sure: of the weak view by 0.9, across by 0.2 of the strong one. Both views are
+    labelled, and -r is the weight of their mean.
+    """
+
+    weights = (2.0, 0.0, 1.0)
+    reads = ()
+    sure_weak, sure_strong = 0.9, 0.2
+
+    def __init__(self, pair: Pair, *, crld_within: float = 2.0, crld_across: float = 0.5, crld_T: float = 4.0) -> None:
+        super().__init__(pair)
+        positive(crld_T=crld_T)
+        self.within, self.across, self.T = crld_within, crld_across, crld_T
+
+    def views(self, augment: Augment) -> AutoAugment:
+        return AutoAugment(augment)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
+        (weak_s, strong_s), (weak_t, strong_t) = ((z[::2], z[1::2]) for z in (full(s.logits), full(t.logits.detach())))
+        keep_weak = F.softmax(weak_t, dim=1).amax(1) >= self.sure_weak
+        keep_strong = F.softmax(strong_t, dim=1).amax(1) >= self.sure_strong
+        within = keep_weak * (kd_each(weak_s, weak_t, self.T) + kd_each(strong_s, strong_t, self.T))
+        across = keep_strong * (kd_each(strong_s, weak_t, self.T) + kd_each(weak_s, strong_t, self.T))
+        return (self.within * within + self.across * across).mean()

@@ -1,0 +1,70 @@
+"""Regularizing Class-wise Predictions via Self-knowledge Distillation. Yun et al., CVPR 2020.
+https://arxiv.org/abs/2003.13964
+
+Differs: a sample and its partner are in one batch, of which the BatchNorms take their statistics; the authors pass the
+partners through the network on their own.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.augment import Augment, Steps, Views
+
+from .adapters import positive
+from .base import Batch, Distiller, Output, Pair
+from .kd import kd_loss
+
+
+class Partners(Views):
+    """Every sample beside another one of its class, which may be itself: [B, 2, C, H, W], channels_last.
+
+    labels: [n_data]
+    """
+
+    def __init__(self, augment: Augment, labels: Tensor) -> None:
+        super().__init__(augment)
+        self.labels, size = labels.cpu(), torch.bincount(labels.cpu())
+        self.order, self.size, self.start = self.labels.argsort(stable=True), size, size.cumsum(0) - size
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """[n, 3]: the views of both, and which of its class the partner is."""
+        views = [self.augment.draw(n, generator) for _ in range(2)]
+        return torch.stack([*views, torch.randint(2**31, (n,), generator=generator)], 1)
+
+    def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        own = self.labels[index]
+        partner = self.order[self.start[own] + view[:, 2] % self.size[own]]
+        both = torch.stack([index, partner], 1).flatten(), view[:, :2].flatten()
+        twice = [slice(2 * start, 2 * stop) for start, stop, _ in (step.indices(len(index)) for step in steps)]
+        for images in self.augment.stream(*both, twice):
+            yield images.unflatten(0, (-1, 2))
+
+
+class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
+    """The student's softened prediction of a sample shall be the one that it makes of another of the class; no teacher.
+
+    -b 3 is published for fine-grained classes.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    reads = ()
+    label_all_views = False
+
+    def __init__(self, pair: Pair, *, cskd_T: float = 4.0) -> None:
+        super().__init__(pair)
+        positive(cskd_T=cskd_T)
+        self.T, self.labels = cskd_T, pair.labels
+
+    @classmethod
+    def needs_teacher(cls, options: dict[str, Any]) -> bool:
+        return False
+
+    def views(self, augment: Augment) -> Partners:
+        return Partners(augment, self.labels)
+
+    def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
+        """s: [2 B, ...], a sample and its partner side by side. The partner gets no gradient."""
+        return kd_loss(s.logits[::2], s.logits[1::2], self.T)

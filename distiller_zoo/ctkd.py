@@ -1,0 +1,53 @@
+"""Curriculum Temperature for Knowledge Distillation. Li et al., AAAI 2023. https://arxiv.org/abs/2211.16231
+
+Differs: the global temperature alone, not the one that a network predicts for each sample.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Batch, Distiller, Output, Pair
+from .kd import kd_loss
+
+
+class CTKD(Distiller, name="ctkd"):
+    """KD at a temperature that learns to make the loss larger, at first not at all, after ctkd_epochs in full.
+
+    The temperature lies between ctkd_start and ctkd_start + ctkd_range. ctkd_lr: its learning rate over the run's.
+    """
+
+    weights = (0.1, 0.0, 0.9)
+    reads = ()
+    follows_epoch = True
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        ctkd_start: float = 1.0,
+        ctkd_range: float = 20.0,
+        ctkd_epochs: int = 10,
+        ctkd_lr: float = 1.0,
+    ) -> None:
+        super().__init__(pair)
+        if ctkd_start <= 0 or ctkd_range < 0 or ctkd_epochs < 1:
+            raise ValueError(f"ctkd_start {ctkd_start} and ctkd_epochs {ctkd_epochs} must be positive, as the range is")
+        self.lowest, self.range, self.epochs, self.lr = ctkd_start, ctkd_range, ctkd_epochs, ctkd_lr
+        self.theta = nn.Parameter(torch.ones(1))
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.theta], "lr_scale": self.lr}]
+
+    @property
+    def reversal(self) -> float:
+        """What the gradient of the temperature is multiplied by: 0 falls to -1."""
+        return (math.cos(math.pi * min(self.epoch / self.epochs, 1.0)) - 1) / 2
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        fixed = self.theta.detach()
+        theta = fixed + self.reversal * (self.theta - fixed)
+        T = self.lowest + self.range * theta.sigmoid()
+        return kd_loss(s.logits, t.logits, T).sum()

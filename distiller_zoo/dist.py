@@ -1,0 +1,35 @@
+"""Knowledge Distillation from A Stronger Teacher. Huang et al., NeurIPS 2022. https://arxiv.org/abs/2205.10536
+
+Differs: what is constant to within rounding correlates with nothing, and its gradient is of order one.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import centred, full, positive
+from .base import Batch, Distiller, Output, Pair
+
+
+def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Pearson's, along dim."""
+    (x, square_x), (y, square_y) = centred(x, dim), centred(y, dim)
+    return (x * y).sum(dim) / ((square_x.sqrt() * square_y.sqrt()).squeeze(dim) + 1e-8)
+
+
+class DIST(Distiller, name="dist"):
+    """Probabilities shall correlate with the teacher's: over the classes of each sample (dist_beta), and over the
+    samples of each class (dist_gamma)."""
+
+    weights = (1.0, 0.0, 2.0)
+    reads = ()
+    relational = True
+
+    def __init__(self, pair: Pair, *, dist_beta: float = 1.0, dist_gamma: float = 1.0, dist_T: float = 4.0) -> None:
+        super().__init__(pair)
+        positive(dist_T=dist_T)
+        self.beta, self.gamma, self.T = dist_beta, dist_gamma, dist_T
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        p_s, p_t = (F.softmax(full(z) / self.T, dim=1) for z in (s.logits, t.logits.detach()))
+        inter, intra = (1 - correlation(p_s, p_t, dim).mean() for dim in (1, 0))
+        return self.T**2 * (self.beta * inter + self.gamma * intra)

@@ -1,0 +1,47 @@
+"""Decoupled Knowledge Distillation. Zhao et al., CVPR 2022. https://arxiv.org/abs/2203.08679
+
+Differs: probabilities stay logarithms, so that a student that is certain has a finite loss and gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full, is_label, kl_rows, labels_of, positive, without
+from .base import Batch, Distiller, Output, Pair
+
+
+def label_and_rest(z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of (p_label, 1 - p_label), [B, 2], and of the probabilities among the other classes, [B, K]."""
+    others = without(z, own)
+    label = z.masked_fill(~own, 0.0).sum(1)
+    both = torch.stack([label, others.logsumexp(1)], 1)
+    return F.log_softmax(both, dim=1), F.log_softmax(others, dim=1)
+
+
+def decoupled(z_s: Tensor, z_t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of label against the rest, and KL among the rest, of each sample, [B] each.
+
+    z_s, z_t: logits divided by their temperatures, [B, K].
+    """
+    own = is_label(z_s, labels)
+    (pair_s, rest_s), (pair_t, rest_t) = label_and_rest(z_s, own), label_and_rest(z_t, own)
+    return kl_rows(pair_s, pair_t), kl_rows(rest_s, rest_t)
+
+
+class DKD(Distiller, name="dkd"):
+    """KD in two parts with weights of their own: the label's probability (dkd_alpha), and the others' (dkd_beta)."""
+
+    weights = (1.0, 0.0, 1.0)
+    reads = ()
+    warm_up = 20
+
+    def __init__(self, pair: Pair, *, dkd_alpha: float = 1.0, dkd_beta: float = 8.0, dkd_T: float = 4.0) -> None:
+        super().__init__(pair)
+        positive(dkd_T=dkd_T)
+        self.alpha, self.beta, self.T = dkd_alpha, dkd_beta, dkd_T
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        z_s, z_t = full(s.logits) / self.T, full(t.logits.detach()) / self.T
+        target, others = decoupled(z_s, z_t, labels_of(s, batch))
+        return self.T**2 * (self.alpha * target + self.beta * others).mean()

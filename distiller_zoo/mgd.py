@@ -1,0 +1,42 @@
+"""Masked Generative Distillation. Yang et al., ECCV 2022. https://arxiv.org/abs/2205.01529
+
+Differs: where the maps differ in size, the larger is average-pooled; the authors require equal sizes.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from .adapters import full, same_size
+from .base import Batch, Distiller, Output, Pair
+from .draws import Draws
+
+
+class MGD(Distiller, name="mgd"):
+    """From the student's last map, partly hidden, the teacher's is generated: squared error, a sum over each sample.
+
+    mgd_mask: hides whole channels (`cls`, classification) or positions (`det`, detection: mgd_share 0.65 -b 2e-5), each
+    with the probability mgd_share. The published weight is for ImageNet's maps.
+    """
+
+    weights = (1.0, 0.0, 7e-5)
+    reads = ("feats",)
+
+    def __init__(self, pair: Pair, *, mgd_share: float = 0.15, mgd_mask: Literal["cls", "det"] = "cls") -> None:
+        super().__init__(pair)
+        if not 0 <= mgd_share < 1:
+            raise ValueError(f"mgd_share lies in 0..1, below 1, not {mgd_share}")
+        self.share, self.mask = mgd_share, mgd_mask
+        c_s, c_t = (o.feats[-1].shape[1] for o in (pair.s, pair.t))
+        self.align = nn.Identity() if c_s == c_t else nn.Conv2d(c_s, c_t, 1)
+        self.generation = nn.Sequential(nn.Conv2d(c_t, c_t, 3, padding=1), nn.ReLU(), nn.Conv2d(c_t, c_t, 3, padding=1))
+        self.draws = Draws()
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        f_s, f_t = same_size(full(s.feats[-1]), full(t.feats[-1].detach()))
+        shape = (f_t.shape[1], 1, 1) if self.mask == "cls" else (1, *f_t.shape[2:])
+        return self.generated(f_s, f_t, self.draws.rows(f_s, batch, shape) >= self.share)
+
+    def generated(self, f_s: Tensor, f_t: Tensor, visible: Tensor) -> Tensor:
+        """visible: [B, C, 1, 1] or [B, 1, H, W]."""
+        return (self.generation(self.align(f_s) * visible) - f_t).square().sum() / len(f_s)

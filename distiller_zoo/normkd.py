@@ -1,0 +1,52 @@
+"""NormKD: Normalized Logits for Knowledge Distillation. Chi et al., 2023. https://arxiv.org/abs/2308.00520
+
+Differs: logits that are constant to within rounding count as of deviation 1.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import centred, full, kl_rows, labels_of, positive
+from .base import Batch, Distiller, Output, Pair
+from .dkd import decoupled
+
+
+class NormKD(Distiller, name="normkd"):
+    """KD in which each network's temperature is normkd_T times the deviation of the sample's logits.
+
+    normkd_form dkd: in two parts as DKD, with weights normkd_alpha and normkd_beta; the authors then take -r 1 -b 1 and
+    --warm_up 20.
+    """
+
+    weights = (0.1, 0.0, 0.9)
+    reads = ()
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        normkd_T: float = 2.0,
+        normkd_form: Literal["kd", "dkd"] = "kd",
+        normkd_alpha: float = 4.0,
+        normkd_beta: float = 5.0,
+    ) -> None:
+        super().__init__(pair)
+        positive(normkd_T=normkd_T)
+        self.T, self.form, self.alpha, self.beta = normkd_T, normkd_form, normkd_alpha, normkd_beta
+
+    def temperature_of(self, z: Tensor) -> Tensor:
+        """[B, 1]"""
+        return self.T * (centred(z, 1)[1] / max(z.shape[1] - 1, 1)).sqrt()
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        z_s, z_t = full(s.logits), full(t.logits.detach())
+        T_t = self.temperature_of(z_t)
+        z_s, z_t = z_s / self.temperature_of(z_s), z_t / T_t
+        if self.form == "kd":
+            each = kl_rows(F.log_softmax(z_s, dim=1), F.log_softmax(z_t, dim=1))
+        else:
+            target, others = decoupled(z_s, z_t, labels_of(s, batch))
+            each = self.alpha * target + self.beta * others
+        return (T_t.squeeze(1).square() * each).mean()

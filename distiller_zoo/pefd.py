@@ -1,0 +1,31 @@
+"""Improved Feature Distillation via Projector Ensemble. Chen et al., NeurIPS 2022. https://arxiv.org/abs/2210.15274
+
+Differs: a sample whose feature is zero on either side has the distance 1 and no gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import full, unit
+from .base import Batch, Distiller, Output, Pair
+
+
+class PEFD(Distiller, name="pefd"):
+    """The mean of several projectors, which differ in how they were initialised, points where the teacher's pooled
+    feature does: one minus the cosine."""
+
+    weights = (1.0, 0.0, 25.0)
+    reads = ()
+
+    def __init__(self, pair: Pair, *, pefd_projectors: int = 3) -> None:
+        super().__init__(pair)
+        if pefd_projectors < 1:
+            raise ValueError(f"pefd_projectors must be at least 1, not {pefd_projectors}")
+        d_s, d_t = pair.s.pooled.shape[1], pair.t.pooled.shape[1]
+        self.projectors = nn.ModuleList(nn.Linear(d_s, d_t) for _ in range(pefd_projectors))
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        f_s = full(s.pooled)
+        g = torch.stack([F.relu(project(f_s)) for project in self.projectors]).mean(0)
+        return 1 - (unit(g) * unit(full(t.pooled.detach()))).sum(1).mean()

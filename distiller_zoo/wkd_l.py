@@ -1,0 +1,59 @@
+"""Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation, on logits. Lv, Yang, Li,
+NeurIPS 2024. https://arxiv.org/abs/2412.08139
+
+Differs: the label is masked, not cut out of each sample's cost matrix, so that all samples share matrix products.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full, is_label, labels_of, positive, unit, without
+from .base import Batch, Distiller, Output, Pair
+from .nkd import target_part
+
+
+def class_costs(prototypes: Tensor, sharpen: float) -> Tensor:
+    """How far the classes are apart, [K, K], by the angle between their vectors [K, D]."""
+    rows = unit(full(prototypes.detach()))
+    distance = 1 - rows @ rows.T
+    return 1 - (-sharpen * distance).exp() if sharpen else distance
+
+
+class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
+    """What it costs to move the student's probabilities to where the teacher's are, near classes being cheap: an
+    optimal transport among the classes other than the label, found by Sinkhorn's iteration. The label's part is NKD's.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    reads = ()
+    iterations = 10
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        wkd_gamma: float = 30.0,
+        wkd_T: float = 8.0,
+        wkd_reg: float = 0.05,
+        wkd_sharpen: float = 1.0,
+    ) -> None:
+        super().__init__(pair)
+        positive(wkd_T=wkd_T, wkd_reg=wkd_reg)
+        self.gamma, self.T, self.reg = wkd_gamma, wkd_T, wkd_reg
+        self.register_buffer("cost", F.relu(class_costs(pair.teacher.head.weight, wkd_sharpen)) + 1e-8)
+
+    def transport(self, a: Tensor, b: Tensor, open_: Tensor) -> Tensor:
+        """Cost of moving a to b, [B]: probabilities [B, K], 0 where not `open_`."""
+        kernel = (-self.cost / self.reg).exp().to(a.dtype)
+        u = open_ / open_.sum(1, keepdim=True)
+        for _ in range(self.iterations):
+            v = b / (u @ kernel + 1e-8)
+            u = a / (v @ kernel.T + 1e-8)
+        return (u @ (kernel * self.cost.to(a.dtype)) * v).sum(1)
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
+        own = is_label(z_s, labels)
+        a, b = (without(z / self.T, own).softmax(1) for z in (z_s, z_t))
+        moved = self.transport(a, b, (~own).to(a.dtype))
+        return (target_part(z_s, z_t, labels) + self.gamma * moved).mean()

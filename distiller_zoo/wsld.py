@@ -1,0 +1,29 @@
+"""Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective. Zhou et al., ICLR 2021.
+https://arxiv.org/abs/2102.00650
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapters import full, labels_of, positive
+from .base import Batch, Distiller, Output, Pair
+
+
+class WSLD(Distiller, name="wsld"):
+    """Softened cross entropy; a sample weighs less the better the student already knows its label, by the teacher's
+    measure."""
+
+    weights = (1.0, 0.0, 2.5)
+    reads = ()
+
+    def __init__(self, pair: Pair, *, wsld_T: float = 2.0) -> None:
+        super().__init__(pair)
+        positive(wsld_T=wsld_T)
+        self.T = wsld_T
+
+    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
+        hard_s, hard_t = (F.cross_entropy(z, labels, reduction="none") for z in (z_s.detach(), z_t))
+        weight = 1 - (-hard_s / (hard_t + 1e-7)).exp()
+        soft = F.cross_entropy(z_s / self.T, F.softmax(z_t / self.T, dim=1), reduction="none")
+        return self.T**2 * (weight * soft).mean()
