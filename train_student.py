@@ -109,6 +109,9 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     asked = taught or any(cls.init_loss for cls in classes)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
+    for cls, beta in zip(classes, opt.beta, strict=True):
+        if cls.init_loss and not (beta or opt.init_epochs):
+            raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")

@@ -59,8 +59,6 @@ class UnitLinear(nn.Linear):
     """A linear embedding of pooled features, scaled to the unit sphere; any input precision."""
 
     def __init__(self, width: int, feat_dim: int) -> None:
-        if feat_dim < 1:
-            raise ValueError(f"feat_dim must be at least 1, not {feat_dim}")
         super().__init__(width, feat_dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import nn
@@ -87,6 +87,23 @@ def number(kind: type, low: float, low_included: bool = True, what: str = "") ->
             raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
         if not low <= value < 2**63 or (value == low and not low_included):
             raise argparse.ArgumentTypeError(f"expected {what}{', below 2**63' * (value >= 2**63)}, found {text}")
+        return value
+
+    return convert
+
+
+def within(kind: type, limits: Any) -> Callable[[str], Any]:
+    """An argparse type: a value that `limits.check` takes; str(limits) says what these are."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
+        try:
+            limits.check(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text}") from None
         return value
 
     return convert
@@ -263,9 +280,12 @@ def add_method_options(
         defaults = ", ".join(f"{name} {methods[name][key].default}" for name in names)
         kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {defaults}"}
         kind = parameter.annotation
-        if isinstance(kind, types.UnionType):  # `float | None`: left out, it is None
+        if get_origin(kind) in (Union, types.UnionType):  # `float | None`: left out, it is None
             kind = next(k for k in get_args(kind) if k is not type(None))
-        if kind is bool:
+        if get_origin(kind) is Annotated:
+            kind, limits = get_args(kind)
+            kwargs.update(type=within(kind, limits), help=f"{limits}; {kwargs['help']}")
+        elif kind is bool:
             kwargs["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             kwargs.update(choices=get_args(kind))

@@ -8,6 +8,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse takes -1e3 for an option before Python 3.14
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
