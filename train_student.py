@@ -15,7 +15,7 @@ import dataset
 import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, options, parallel, sweep
+from helper import checkpoint, export, networks, options, parallel, sweep
 from helper.loops import Group, fit
 from helper.run import Run
 from helper.slow import SlowWeights
@@ -37,7 +37,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="default: as the checkpoint or its folder's name says",
     )  # fmt: skip
     group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
-    group.add_argument("--model_s", "--student_name", type=options.network, default="resnet8")
+    group.add_argument(
+        "--model_s", "--student_name", type=options.network,
+        help="default: that of the --test_only FILE or of --path_s, else resnet8",
+    )  # fmt: skip
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument(
         "--distill", "--kd_method", type=options.names_of(find_method), default="kd", help=", ".join(method_names())
@@ -77,6 +80,8 @@ class Student(NamedTuple):
 def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Fills in what depends on other options. Returns the keyword values of each method in use."""
     options.begin(opt)
+    networks.settle_data(opt)
+    opt.model_s = opt.model_s or networks.named({"--test_only": opt.test_only, "--path_s": opt.path_s}) or "resnet8"
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
     weights = [method.weights for method in methods]
@@ -123,14 +128,13 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     return taught, asked
 
 
-def new_student(opt: argparse.Namespace, state: dict, flag: str, path: str | None, data: dataset.ImageSet) -> nn.Module:
-    """state, flag, path: of the checkpoint whose wrappers it has, and whose weights, unless it is empty."""
-    with mendable(f"{flag} {path}"):
-        layers = state.get("wrapped", [])
-        student = models.rebuild(opt.model_s, len(data.classes), options.images_of(data), layers)
-    if state:
-        checkpoint.load_weights(student, opt.model_s, state, flag, path)
-    return student
+def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
+    """start: the checkpoint that it starts from, or {}."""
+    kind = len(data.classes), options.images_of(data)
+    if start:
+        return networks.restore(opt.model_s, start, "--path_s", opt.path_s, *kind)
+    with mendable(f"--model_s {opt.model_s}"):
+        return models.create_model(opt.model_s, *kind)
 
 
 def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:
@@ -139,7 +143,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     # the seed is set here so that equal seeds give equal students whatever the method
     seed_everything(opt.seed)
     start = checkpoint.load(opt.path_s, "--path_s") if opt.path_s else {}
-    student = new_student(opt, start, "--path_s", opt.path_s, data)
+    student = new_student(opt, start, data)
     if opt.sweep:
         sweep.check_network(student, data.train_images.shape[-2:])
     student.to(device, memory_format=torch.channels_last)
@@ -217,8 +221,9 @@ def train_students(students: list[Student], states: list[dict], device: torch.de
     if opt.test_only is not None:  # a file says itself how its network was wrapped
         flag = "--test_only" if run.state else "--path_s"
         state = run.state or checkpoint.load(opt.path_s, flag)
-        network = new_student(opt, state, flag, run.tested, data).to(device, memory_format=torch.channels_last)
-        return test(run, opt.model_s, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
+        kind = len(data.classes), options.images_of(data)
+        network = networks.restore(opt.model_s, state, flag, run.tested, *kind)
+        return test(run, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
 
     shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
 

@@ -204,7 +204,9 @@ def add_run_options(parser: Parser, trial: str) -> None:
 
 def add_data_options(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=known(dataset.find_dataset), default="cifar100")
+    group.add_argument(
+        "--dataset", type=known(dataset.find_dataset), help="default: that of the --test_only FILE, else cifar100"
+    )
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
     group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
     group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
