@@ -114,6 +114,8 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     asked = taught or any(cls.init_loss for cls in classes)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
+    if opt.warm_up and opt.warm_up > opt.epochs:
+        raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
             raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
@@ -133,8 +135,7 @@ def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) ->
     kind = len(data.classes), options.images_of(data)
     if start:
         return networks.restore(opt.model_s, start, "--path_s", opt.path_s, *kind)
-    with mendable(f"--model_s {opt.model_s}"):
-        return models.create_model(opt.model_s, *kind)
+    return networks.create(opt.model_s, "--model_s", *kind)
 
 
 def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:

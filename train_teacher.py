@@ -15,7 +15,7 @@ from helper.loops import Group, fit
 from helper.run import Run
 from helper.step import Precision, Stage
 from helper.trainee import Networks, Trainee
-from helper.util import command, mendable, seed_everything
+from helper.util import command, seed_everything
 from helper.validation import test
 
 
@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         return test(run, model, val_batches, Precision(opt.amp, device))
 
     seed_everything(opt.seed)
-    with mendable(f"--model {opt.model}"):
-        model = models.create_model(opt.model, *kind)
+    model = networks.create(opt.model, "--model", *kind)
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import dataset
@@ -33,7 +34,7 @@ def settle_data(opt: argparse.Namespace) -> None:
         try:
             opt.dataset = options.known(dataset.find_dataset)(str(before["dataset"]))
             if opt.image_size is None and before.get("image_size") is not None:
-                opt.image_size = options.count(str(before["image_size"]))
+                opt.image_size = options.pixels(str(before["image_size"]))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--test_only {opt.test_only}: its options: {error}") from None
     opt.dataset = opt.dataset or "cifar100"
@@ -57,6 +58,14 @@ def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
     return network
 
 
+def create(name: str, flag: str, num_classes: int, images: models.Images) -> nn.Module:
+    """An untrained network. Raises UserError where there is none so called, or it does not take such images."""
+    with mendable(f"{flag} {name}"):
+        network = models.create_model(name, num_classes, images)
+    look(network, f"{flag} {name}", images)
+    return network
+
+
 def restore(
     name: str, state: dict[str, Any], flag: str, path: str, num_classes: int, images: models.Images | None
 ) -> nn.Module:
@@ -65,7 +74,18 @@ def restore(
     with mendable(f"{flag} {path}"):
         network = models.rebuild(name, num_classes, images, state.get("wrapped", []))
     checkpoint.load_weights(network, name, state, flag, path)
+    look(network, f"{flag} {path}: {name}", images)
     return network
+
+
+def look(network: nn.Module, what: str, images: models.Images | None) -> None:
+    """Raises UserError where the network does not take such images; those of other packages have been looked at."""
+    if images and not hasattr(network, "convert"):
+        try:
+            models.probe(network, torch.empty(3, *images.size))
+        except RuntimeError as error:
+            sides = "x".join(map(str, images.size))
+            raise UserError(f"{what} does not take images of {sides}: {checkpoint.first_line(error)}") from None
 
 
 def sizes(weights: dict[str, Tensor]) -> tuple[int, int]:

@@ -111,6 +111,7 @@ def within(kind: type, limits: Any) -> Callable[[str], Any]:
 
 count = number(int, 1)
 whole = number(int, 0)
+pixels = number(int, 2)  # torchvision cannot resize to a single one
 weight = number(float, 0)
 above_zero = number(float, 0, low_included=False)
 finite = number(float, -sys.float_info.max, what="a number")
@@ -208,7 +209,7 @@ def add_data_options(parser: Parser) -> None:
         "--dataset", type=known(dataset.find_dataset), help="default: that of the --test_only FILE, else cifar100"
     )
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
-    group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
+    group.add_argument("--image_size", type=pixels, help="pixels; default: the data set's own")
     group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
     group.add_argument(
         "--loader",

@@ -102,7 +102,8 @@ def memory_in_words() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # a CPU's is RuntimeError
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             reason = f"out of memory: {error}".splitlines()[0].split("DefaultCPUAllocator: ")[-1]
-            raise UserError(f"{reason}; a smaller --batch_size, --image_size or network takes less") from None
+            less = "--batch_size, --image_size, network, --feat_dim or --nce_k"
+            raise UserError(f"{reason}; a smaller {less} takes less") from None
         raise
 
 
