@@ -110,8 +110,10 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
-    taught = bool(opt.alpha) or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
-    asked = taught or any(cls.init_loss for cls in classes)
+    initialised = [cls for cls in classes if cls.init_loss]
+    needing = [cls for cls in weighed if cls.needs_teacher(keywords[cls.name])]
+    taught = bool(opt.alpha or needing)
+    asked = bool(taught or initialised)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
     if opt.warm_up and opt.warm_up > opt.epochs:
@@ -121,7 +123,9 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
             raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
-        raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
+        by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
+        what = f"--alpha {opt.alpha:g}" if by_alpha else f"--distill {','.join(opt.distill)}"
+        raise UserError(f"--path_t: {what} needs a teacher's checkpoint")
     for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
         if len(given) > 1 and not cls.all_teachers:
             raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")

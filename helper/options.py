@@ -62,7 +62,7 @@ class Parser(OneLineParser):
             elif value is not None:
                 listed = value if isinstance(value, list) else [value]
                 for one in listed:
-                    if type(one) not in (str, int, float) or not str(one).isprintable():
+                    if type(one) not in (str, int, float) or not harmless(str(one)):
                         raise UserError(f"--config {path}: {key} takes numbers or text, not {one!r}")
                 words = [str(one) for one in listed]
                 if actions[key].nargs == "+":
@@ -72,6 +72,11 @@ class Parser(OneLineParser):
                 else:
                     arguments.append(f"{flags[-1]}={','.join(words)}")
         return arguments
+
+
+def harmless(text: str) -> bool:
+    """Whether a path may be so, line ends and bytes that are no UTF-8 included, but nothing steers a terminal."""
+    return all(c.isprintable() or c in "\n\t" or "\udc80" <= c <= "\udcff" for c in text)
 
 
 def number(kind: type, low: float, low_included: bool = True, what: str = "") -> Callable[[str], Any]:
@@ -325,6 +330,8 @@ def begin(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with mendable(f"--run_log {opt.run_log}"):
             run_log.start(opt.run_log)
+    if "/" in opt.trial and not opt.run_name:
+        raise UserError(f"--trial {opt.trial}: is part of the run's name, expected one without /")
     if isinstance(opt.seed, list):
         raise UserError(f"--seed {','.join(map(str, opt.seed))}: several seeds need --sweep")
     if opt.nesterov and not opt.momentum:

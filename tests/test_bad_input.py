@@ -46,6 +46,7 @@ def bad(tmp_path_factory, teacher):
     (tmp_path / "undecodable" / "train" / "dog" / "2.png").write_bytes(b"not an image")
     (tmp_path / "config.json").write_text('{"epoch": 3}')
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "alpha.json").write_text('{"alpha": 0.5}')
     (tmp_path / "file").write_text("")
     header = "index,label,prediction,confidence\n"
     (tmp_path / "text.csv").write_text(header + "0,cat,1,1\n")
@@ -118,7 +119,7 @@ STUDENT = [
     ("--distill vid --vid_variance 1e6", r"--vid_variance: expected a number of 0.0001 to 500, found 1e6"),
     ("--image_size 1000000", r"--dataset digits: --image_size 1000000: 1797 images of that size take 5391000 GB"),
     ("--trial first", r"--trial first: not a number, so --seed must be given"),
-    ("--trial 1/2 --seed 1", r"--run_name .*_1/2: expected a folder's name, of at most 255 bytes and without /"),
+    ("--trial 1/2 --seed 1", r"--trial 1/2: is part of the run's name, expected one without /"),
     ("--seed -1", r"--seed: expected a whole number of at least 0, found -1"),
     ("--limit_train 3", r"--limit_train: expected 10 .* found 3"),
     ("--limit_train 100000", r"--limit_train: expected 10 .* found 100000"),
@@ -147,6 +148,14 @@ STUDENT = [
     ("--kd_T hot", r"--kd_T/--temperature: expected a number of 0.001 to 1000, found 'hot'"),
     # flags
     ("--nosuch 1", r"unknown option --nosuch; --help lists all"),
+    ("--model_s resnet9 --epoch 3", r"unknown option --epoch; near: --epochs"),
+    ("--epochs 0 -z 3", r"unknown option -z; --help lists all"),
+    ("--lr 0.1", r"unknown option --lr; near: --learning_rate"),
+    ("--wd 0.1", r"unknown option --wd; near: --weight_decay"),
+    ("--bs 3", r"unknown option --bs; near: --batch_size"),
+    ("--temp 3", r"unknown option --temp; near: --temperature"),
+    ("--workers 3", r"unknown option --workers; near: --num_workers"),
+    ("--learning-rate 3", r"unknown option --learning-rate; near: --learning_rate"),
     ("--epoch 3", r"unknown option --epoch; near: --epochs"),
     ("--batch-size 32", r"unknown option --batch-size; near: --batch_size"),
     ("--learning_rat=0.1", r"unknown option --learning_rat; near: --learning_rate"),
@@ -225,6 +234,20 @@ def test_teacher_of_another_class_count(bad, teacher, capsys):
     trained(train_student, "--path_t {bad}/seven.pth", bad, teacher, capsys, message)
 
 
+NO_TEACHER = [
+    ("--distill none -a 0.5", "--path_t: --alpha 0.5 needs a teacher's checkpoint"),
+    ("--distill none --config {bad}/alpha.json", "--path_t: --alpha 0.5 needs a teacher's checkpoint"),
+    ("--distill uda", "--path_t: --distill uda needs a teacher's checkpoint"),
+    ("--distill none,at", "--path_t: --distill none,at needs a teacher's checkpoint"),
+    ("--distill none,at -b 0,0 -a 2", "--path_t: --alpha 2 needs a teacher's checkpoint"),
+]
+
+
+@pytest.mark.parametrize("command, message", NO_TEACHER)
+def test_what_needs_a_teacher(command, message, bad, teacher, capsys):
+    trained(train_student, command, bad, teacher, capsys, message)
+
+
 @pytest.mark.parametrize("method", ["kd", "ab", "tfkd"])
 def test_no_teacher(method, bad, teacher, capsys):
     message = f"--path_t: --distill {method} needs a teacher's checkpoint"
@@ -247,7 +270,7 @@ OTHERS = [
     (transfer_student, "--path_s {run}", r"--path_s .*: is a folder, not a file; did you mean .*/last.pth"),
     (transfer_student, "--path_s {bad}/missing.pth", r"--path_s .*missing.pth: no such file"),
     (transfer_student, "--path_s {teacher} --dataset digit", r"--dataset: unknown data set 'digit'; near: digits"),
-    (transfer_student, "--path_t {teacher}", r"the following arguments are required: --path_s"),
+    (transfer_student, "--path_t {teacher}", r"unknown option --path_t; near: --path_s"),
 ]
 
 
