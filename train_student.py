@@ -17,7 +17,7 @@ import models
 from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
-from helper import checkpoint, export, options, parallel, sweep
+from helper import checkpoint, export, networks, options, parallel, sweep
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
@@ -39,7 +39,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="default: as the checkpoint or its folder's name says",
     )  # fmt: skip
     group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
-    group.add_argument("--model_s", "--student_name", type=options.network, default="resnet8")
+    group.add_argument(
+        "--model_s", "--student_name", type=options.network,
+        help="default: that of the --test_only FILE or of --path_s, else resnet8",
+    )  # fmt: skip
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument(
         "--distill", "--kd_method", type=options.names_of(find_method), default="kd", help=", ".join(method_names())
@@ -84,6 +87,8 @@ class Student(NamedTuple):
 def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Fills in what depends on other options. Returns the keyword values of each method in use."""
     options.settle_seed(opt)
+    networks.settle_data(opt)
+    opt.model_s = opt.model_s or networks.named({"--test_only": opt.test_only, "--path_s": opt.path_s}) or "resnet8"
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
     weights = [method.weights for method in methods]
@@ -112,16 +117,25 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
-    taught = bool(opt.alpha) or any(cls.needs_teacher(keywords[cls.name]) for cls in weighed)
-    asked = taught or any(cls.init_loss for cls in classes)
+    initialised = [cls for cls in classes if cls.init_loss]
+    needing = [cls for cls in weighed if cls.needs_teacher(keywords[cls.name])]
+    taught = bool(opt.alpha or needing)
+    asked = bool(taught or initialised)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
     if opt.dot is not None:
         with mendable(f"--dot {opt.dot:g}"):
             DOT.check(opt)
+    if opt.warm_up and opt.warm_up > opt.epochs:
+        raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
+    for cls, beta in zip(classes, opt.beta, strict=True):
+        if cls.init_loss and not (beta or opt.init_epochs):
+            raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
-        raise UserError(f"--path_t: --distill {','.join(opt.distill)} needs a teacher's checkpoint")
+        by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
+        what = f"--alpha {opt.alpha:g}" if by_alpha else f"--distill {','.join(opt.distill)}"
+        raise UserError(f"--path_t: {what} needs a teacher's checkpoint")
     for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
         if len(given) > 1 and not cls.all_teachers:
             raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
@@ -130,14 +144,12 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     return taught, asked
 
 
-def new_student(opt: argparse.Namespace, state: dict, flag: str, path: str | None, data: dataset.ImageSet) -> nn.Module:
-    """state, flag, path: of the checkpoint whose wrappers it has, and whose weights, unless it is empty."""
-    with mendable(f"{flag} {path}"):
-        layers = state.get("wrapped", [])
-        student = models.rebuild(opt.model_s, len(data.classes), options.images_of(data), layers)
-    if state:
-        checkpoint.load_weights(student, opt.model_s, state, flag, path)
-    return student
+def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
+    """start: the checkpoint that it starts from, or {}."""
+    kind = len(data.classes), options.images_of(data)
+    if start:
+        return networks.restore(opt.model_s, start, "--path_s", opt.path_s, *kind)
+    return networks.create(opt.model_s, "--model_s", *kind)
 
 
 def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:
@@ -146,7 +158,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     # the seed is set here so that equal seeds give equal students whatever the method
     seed_everything(opt.seed)
     start = job.start
-    student = new_student(opt, start, "--path_s", opt.path_s, data)
+    student = new_student(opt, start, data)
     if opt.sweep:
         sweep.check_network(student, data.train_images.shape[-2:])
     student.to(device, memory_format=torch.channels_last)
@@ -243,8 +255,9 @@ def train_students(students: list[Student], states: list[dict], device: torch.de
     if opt.test_only is not None:  # a file says itself how its network was wrapped
         flag = "--test_only" if run.state else "--path_s"
         state = run.state or students[0].start
-        network = new_student(opt, state, flag, run.tested, data).to(device, memory_format=torch.channels_last)
-        return test(run, opt.model_s, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
+        kind = len(data.classes), options.images_of(data)
+        network = networks.restore(opt.model_s, state, flag, run.tested, *kind)
+        return test(run, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
 
     shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
 

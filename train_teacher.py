@@ -10,7 +10,7 @@ import torch
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import export, options, parallel
+from helper import export, networks, options, parallel
 from helper.loops import Group, fit
 from helper.run import Run
 from helper.step import Precision, Stage
@@ -21,7 +21,7 @@ from helper.validation import test
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = options.Parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", type=options.network, default="resnet110")
+    parser.add_argument("--model", type=options.network, help="default: that of the --test_only FILE, else resnet110")
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="0")
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.begin(opt)
     device = parallel.start(opt)
+    networks.settle_data(opt)
+    opt.model = opt.model or networks.named({"--test_only": opt.test_only}) or "resnet110"
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
 
     name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
@@ -42,15 +44,17 @@ def main(argv: list[str] | None = None) -> None:
         return run.already_done()
 
     data = options.load_data(opt, [run])
+    val_batches = options.val_batches(opt, data, device)
+    kind = len(data.classes), options.images_of(data)
+    if opt.test_only is not None:
+        model = networks.restore(opt.model, run.state, "--test_only", run.tested, *kind)
+        return test(run, model, val_batches, Precision(opt.amp, device))
+
     seed_everything(opt.seed)
-    model = models.create_model(opt.model, len(data.classes), options.images_of(data))
+    model = networks.create(opt.model, "--model", *kind)
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
-    val_batches = options.val_batches(opt, data, device)
-    if opt.test_only is not None:
-        return test(run, opt.model, model, val_batches, Precision(opt.amp, device))
-
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)
     facts = options.facts(opt.model, model, data)
     fit(Trainee(run, opt, Networks(model, criterion), [stage], facts, device), Group(batches, val_batches))

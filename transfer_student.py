@@ -14,12 +14,12 @@ from torch import nn
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, options, parallel
+from helper import checkpoint, export, networks, options, parallel
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.step import Precision, Stage
 from helper.trainee import Networks, Trainee
-from helper.util import UserError, command, mendable, seed_everything
+from helper.util import UserError, command, seed_everything
 from helper.validation import test
 
 
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.begin(opt)
     device = parallel.start(opt)
+    networks.settle_data(opt)
     source = Path(opt.path_s).absolute().parent.name
     name = f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}"
     state = checkpoint.load_if_there(opt.path_s, "--path_s")  # a finished run does not need it
@@ -57,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--path_s {opt.path_s}: neither the file nor its folder's name says its network; give --model_s"
         )
-    with mendable(f"--path_s {opt.path_s}"):
-        opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
+    sketch = networks.sketch(opt.model_s, state, "--path_s", opt.path_s) if state else models.sketch(opt.model_s)
+    opt.learning_rate = opt.learning_rate or sketch.learning_rate
 
     run = Run("transfer", name, opt)
     run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [state]))
@@ -67,15 +68,16 @@ def main(argv: list[str] | None = None) -> None:
         return run.already_done()
     checkpoint.existing(opt.path_s, "--path_s", "last.pth")
 
-    # the network as it was trained, frozen, with a new classifier
     data = options.load_data(opt, [run])
+    val_batches, images = options.val_batches(opt, data, device), options.images_of(data)
+    if opt.test_only is not None:
+        student = networks.restore(opt.model_s, run.state, "--test_only", run.tested, len(data.classes), images)
+        return test(run, student, val_batches, Precision(opt.amp, device))
+
+    # the network as it was trained, frozen, with a new classifier
     seed_everything(opt.seed)
-    layers = state.get("wrapped", [])
-    with mendable(f"--path_s {opt.path_s}"):
-        sketch = models.sketch(opt.model_s, layers)
-        n_source = checkpoint.class_count(sketch, state, "--path_s", opt.path_s)
-        student = models.rebuild(opt.model_s, n_source, options.images_of(data), layers)
-    checkpoint.load_weights(student, opt.model_s, state, "--path_s", opt.path_s)
+    n_source = checkpoint.class_count(sketch, state, "--path_s", opt.path_s)
+    student = networks.restore(opt.model_s, state, "--path_s", opt.path_s, n_source, images)
     student.requires_grad_(False)
     student.reset_head(len(data.classes))
     nn.init.normal_(student.head.weight, std=0.01)
@@ -84,9 +86,6 @@ def main(argv: list[str] | None = None) -> None:
 
     criterion = Criterion()
     batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
-    val_batches = options.val_batches(opt, data, device)
-    if opt.test_only is not None:
-        return test(run, opt.model_s, student, val_batches, Precision(opt.amp, device))
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
     facts = options.facts(opt.model_s, student, data)

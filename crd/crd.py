@@ -1,6 +1,8 @@
 """Contrastive Representation Distillation. Tian, Krishnan, Isola, ICLR 2020. https://arxiv.org/abs/1910.10699
 
-Differs: negatives are drawn on the training device and are distinct, and one product scores the whole bank.
+Differs: negatives are drawn on the training device, stratified over the samples sorted by class, where the authors draw
+each on its own: a sample's nce_k are distinct, and spread evenly over the other classes. One product scores the whole
+bank.
 `memory_type queue` is InfoNCE against a queue of the teacher's last embeddings (giakoumoglou/distillers), whose
 negatives may be of the sample's own class.
 """
@@ -13,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.adapters import UnitLinear, full
-from distiller_zoo.base import Batch, Distiller, Output, Pair
+from distiller_zoo.base import Batch, Count, Distiller, Output, Pair, Temperature, Width
 
-from .memory import MemoryBanks, Queue, with_gradient
+from .memory import MemoryBanks, Momentum, Queue, with_gradient
 from .negatives import Negatives
 
 
@@ -35,17 +37,15 @@ class CRD(Distiller, name="crd"):
         self,
         pair: Pair,
         *,
-        feat_dim: int = 128,
-        nce_k: int = 16384,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
+        feat_dim: Width = 128,
+        nce_k: Count = 16384,
+        nce_t: Temperature = 0.07,
+        nce_m: Momentum = 0.5,
         mode: Literal["exact", "relax"] = "exact",
         memory_type: Literal["queue", "momentum"] = "momentum",
         enqueue: Literal["before", "after"] = "after",
     ) -> None:
         super().__init__(pair)
-        if nce_t <= 0:
-            raise ValueError(f"nce_t must be positive, not {nce_t}")
         self.nce_t, self.enqueue = nce_t, enqueue
         self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
         self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim)

@@ -2,12 +2,16 @@
 
 import math
 import warnings
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.adapters import unit
+from distiller_zoo.base import Range
+
+Momentum = Annotated[float, Range(float, 0, 1, "[)")]  # 1: the banks would stay as they begin
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
@@ -78,8 +82,6 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, feat_dim: int) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"nce_k must be at least 1, not {size}")
         self.register_buffer("queue", unit(torch.randn(size, feat_dim)))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 

@@ -16,7 +16,7 @@ class Negatives(Draws):
     widths of the strata. Positions from the own class's block on skip that block, and lead to sample numbers.
 
     labels: [n_data]. relax: the positive is any sample of the class, not the sample itself.
-    Raises ValueError where there is no second class, or nce_k < 1.
+    Raises ValueError where there is no second class.
     """
 
     def __init__(self, labels: Tensor, nce_k: int, relax: bool = False) -> None:
@@ -24,8 +24,6 @@ class Negatives(Draws):
         size = torch.bincount(labels)
         if (size > 0).sum() < 2:
             raise ValueError(f"negatives need at least two classes, not {int((size > 0).sum())}")
-        if nce_k < 1:
-            raise ValueError(f"nce_k must be at least 1, not {nce_k}")
         self.nce_k, self.relax = nce_k, relax
         tables = {"labels": labels, "order": labels.argsort(stable=True), "size": size, "start": size.cumsum(0) - size}
         for name, table in tables.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distiller_zoo.adapters import full, is_label
-from distiller_zoo.base import Batch, Distiller, Output, Pair
+from distiller_zoo.base import Batch, Distiller, Output, Pair, Share
 
 
 class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
@@ -23,10 +23,8 @@ class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
     relational = True  # all processes remember the same
     follows_epoch = True
 
-    def __init__(self, pair: Pair, *, pskd_alpha: float = 0.8) -> None:
+    def __init__(self, pair: Pair, *, pskd_alpha: Share = 0.8) -> None:
         super().__init__(pair)
-        if not 0 <= pskd_alpha <= 1:
-            raise ValueError(f"pskd_alpha lies in 0..1, not {pskd_alpha}")
         self.alpha, self.epochs = pskd_alpha, pair.epochs
         labels, classes = pair.labels.cpu(), pair.s.logits.shape[1]
         self.register_buffer("past", (labels.unsqueeze(1) == torch.arange(classes)).float())  # [n_data, K]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from distiller_zoo.adapters import UnitLinear, full
-from distiller_zoo.base import Batch, Distiller, Output, Pair
+from distiller_zoo.base import Batch, Count, Distiller, Output, Pair, Temperature, Width
 
-from .memory import MemoryBanks, Queue, with_gradient
+from .memory import MemoryBanks, Momentum, Queue, with_gradient
 from .negatives import Negatives
 
 
@@ -35,18 +35,16 @@ class RRD(Distiller, name="rrd", aliases=("rcd",)):
         self,
         pair: Pair,
         *,
-        feat_dim: int = 128,
-        nce_k: int = 16384,
-        nce_t_s: float = 0.1,
-        nce_t_t: float = 0.02,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
+        feat_dim: Width = 128,
+        nce_k: Count = 16384,
+        nce_t_s: Temperature = 0.1,
+        nce_t_t: Temperature = 0.02,
+        nce_t: Temperature = 0.07,
+        nce_m: Momentum = 0.5,
         memory_type: Literal["queue", "momentum"] = "queue",
         enqueue: Literal["before", "after"] = "after",
     ) -> None:
         super().__init__(pair)
-        if min(nce_t, nce_t_s, nce_t_t) <= 0:
-            raise ValueError(f"nce_t, nce_t_s and nce_t_t must be positive, not {nce_t}, {nce_t_s} and {nce_t_t}")
         self.t_s, self.t_t, self.enqueue = nce_t_s, nce_t_t, enqueue
         self.embed_s = UnitLinear(pair.s.pooled.shape[1], feat_dim)
         self.embed_t = UnitLinear(pair.t.pooled.shape[1], feat_dim).requires_grad_(False)

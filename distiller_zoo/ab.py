@@ -8,7 +8,7 @@ for) trains the student afterwards, so `-b` has no effect.
 from torch import Tensor, nn
 
 from .adapters import Regressor, full, pair_maps, same_size
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight
 
 
 class AB(Distiller, name="ab", aliases=("abound",)):
@@ -17,7 +17,7 @@ class AB(Distiller, name="ab", aliases=("abound",)):
     weights = (1.0, 0.0, 0.0)
     reads = ("preacts",)
 
-    def __init__(self, pair: Pair, *, ab_margin: float = 1.0) -> None:
+    def __init__(self, pair: Pair, *, ab_margin: Weight = 1.0) -> None:
         super().__init__(pair)
         self.margin = ab_margin
         self.connectors = nn.ModuleList(

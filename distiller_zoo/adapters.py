@@ -29,13 +29,6 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
 
 
-def positive(**values: float) -> None:
-    """Raises ValueError for the first value that is not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, not {value}")
-
-
 def kl_rows(log_s: Tensor, log_t: Tensor) -> Tensor:
     """KL(teacher || student) of each row of log-probabilities [B, K], [B]. Finite where these are."""
     return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
@@ -132,8 +125,6 @@ class UnitLinear(nn.Linear):
     """A linear embedding of pooled features, scaled to the unit sphere; any input precision."""
 
     def __init__(self, width: int, feat_dim: int) -> None:
-        if feat_dim < 1:
-            raise ValueError(f"feat_dim must be at least 1, not {feat_dim}")
         super().__init__(width, feat_dim)
 
     def forward(self, x: Tensor) -> Tensor:

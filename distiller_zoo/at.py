@@ -5,10 +5,12 @@ difference; hence the weight of 1000. Other projects: `--at_p 1 --at_stem -b 30`
 `--at_last 2` the two deepest stages alone, as trained on ImageNet.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from .adapters import same_size, stages, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Power, Range
 
 
 class AT(Distiller, name="at", aliases=("attention",)):
@@ -21,7 +23,14 @@ class AT(Distiller, name="at", aliases=("attention",)):
     weights = (1.0, 0.0, 1000.0)
     reads = ("feats",)
 
-    def __init__(self, pair: Pair, *, at_p: int = 2, at_stem: bool = False, at_last: int = 0) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        at_p: Power = 2,
+        at_stem: bool = False,
+        at_last: Annotated[int, Range(int, 0, 1000)] = 0,
+    ) -> None:
         super().__init__(pair)
         self.p, self.stem, self.last = at_p, at_stem, at_last
         if at_last > (n := len(stages(pair.s, pair.t, stem=at_stem))):

@@ -2,8 +2,9 @@
 
 import difflib
 import inspect
+import operator
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 from torch import Tensor, nn
 
@@ -11,7 +12,58 @@ from dataset.augment import Augment, Views
 from dataset.base import Batch, Shared
 from models.base import Output
 
-__all__ = ["Batch", "Distiller", "Output", "Pair", "Shared", "find_method", "method_names", "method_options"]
+__all__ = [
+    "Batch",
+    "Count",
+    "Distiller",
+    "Output",
+    "Pair",
+    "Power",
+    "Range",
+    "Shared",
+    "Share",
+    "Temperature",
+    "Weight",
+    "Width",
+    "find_method",
+    "method_names",
+    "method_options",
+]
+
+
+class Range(NamedTuple):
+    """The numbers that a keyword takes: `ft_k: Annotated[float, Range(float, 0, 16, "(]")] = 0.5`."""
+
+    kind: type  # int or float
+    low: float
+    high: float
+    ends: str = "[]"  # a round one: that end is no part of it
+    besides: int | None = None  # one more, outside
+
+    def __str__(self) -> str:
+        low = f"{'' if self.ends[0] == '[' else 'above '}{self.low}"
+        high = f"{'to' if self.ends[1] == ']' else 'to below'} {self.high}"
+        besides = "" if self.besides is None else f"{self.besides} or "
+        return f"{besides}{'a whole number' if self.kind is int else 'a number'} of {low} {high}"
+
+    def check(self, value: Any) -> None:
+        """Raises ValueError for what is no such number."""
+        kinds = (int,) if self.kind is int else (int, float)
+        if type(value) in kinds and value == self.besides:
+            return
+        above = operator.le if self.ends[0] == "[" else operator.lt
+        below = operator.le if self.ends[1] == "]" else operator.lt
+        if type(value) not in kinds or not (above(self.low, value) and below(value, self.high)):
+            raise ValueError(f"expected {self}, found {value!r}")
+
+
+# beyond these ends a float32 loss vanishes or overflows, or a layer outgrows every memory
+Temperature = Annotated[float, Range(float, 0.001, 1000)]
+Weight = Annotated[float, Range(float, 0, 10**9)]
+Share = Annotated[float, Range(float, 0, 1)]
+Count = Annotated[int, Range(int, 1, 2**24)]
+Width = Annotated[int, Range(int, 1, 2**16)]
+Power = Annotated[int, Range(int, 1, 8)]
 
 
 class Pair(NamedTuple):
@@ -30,7 +82,8 @@ class Distiller(nn.Module):
     """Base of the methods: `class SP(Distiller, name="sp", aliases=("similarity",))` becomes `--distill sp`.
 
     Keyword-only arguments of a subclass's __init__ become flags of that method; their annotations (int, float, str,
-    bool, Literal[...]) and defaults are the flags'. Parameters train with the student's, buffers are saved with it.
+    bool, Literal[...], Annotated[float, Range(...)]) and defaults are the flags'. Building the method raises ValueError
+    for a value that its annotation excludes. Parameters train with the student's, buffers are saved with it.
     """
 
     name: ClassVar[str]
@@ -64,6 +117,12 @@ class Distiller(nn.Module):
                 if key in _methods:
                     raise ValueError(f"two methods are called {key!r}: {_methods[key].__name__} and {cls.__name__}")
                 _methods[key] = cls
+
+    def __new__(cls, *args: Any, **keywords: Any) -> "Distiller":
+        for key, parameter in method_options(cls).items():
+            if key in keywords:
+                check(key, keywords[key], parameter.annotation)
+        return super().__new__(cls)
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
@@ -115,3 +174,18 @@ def method_options(cls: type[Distiller]) -> dict[str, inspect.Parameter]:
     """The keyword-only arguments of a method, which are its flags."""
     parameters = inspect.signature(cls.__init__, eval_str=True).parameters
     return {p.name: p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check(key: str, value: Any, annotation: Any) -> None:
+    """Raises ValueError where the annotation has a range or a list of values, and the value is none of them."""
+    kinds = [annotation] if get_origin(annotation) in (Annotated, Literal) else get_args(annotation)
+    if value is None and type(None) in kinds:
+        return
+    for kind in kinds:
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{key}: expected one of {', '.join(map(str, get_args(kind)))}, found {value!r}")
+        if get_origin(kind) is Annotated:
+            try:
+                get_args(kind)[1].check(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import ClassifierMap, classify, frozen, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Width
 
 
 class CATKD(Distiller, name="catkd", aliases=("cat_kd",)):
@@ -21,10 +21,8 @@ class CATKD(Distiller, name="catkd", aliases=("cat_kd",)):
 
     weights = (1.0, 0.0, 15.0)
 
-    def __init__(self, pair: Pair, *, catkd_size: int = 2, catkd_normalise: bool = False) -> None:
+    def __init__(self, pair: Pair, *, catkd_size: Width = 2, catkd_normalise: bool = False) -> None:
         super().__init__(pair)
-        if catkd_size < 1:
-            raise ValueError(f"catkd_size must be at least 1, not {catkd_size}")
         self.map_s, self.map_t = ClassifierMap(pair.s), ClassifierMap(pair.t)
         self.reads = tuple({*self.map_s.part, *self.map_t.part})
         self.size, self.normalise = catkd_size, catkd_normalise

@@ -6,13 +6,13 @@ neighbours in the batch, so the value depends on the batch's order; and the teac
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .adapters import full, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range, Width
 
 
 class CC(Distiller, name="cc", aliases=("correlation",)):
@@ -30,10 +30,10 @@ class CC(Distiller, name="cc", aliases=("correlation",)):
         self,
         pair: Pair,
         *,
-        feat_dim: int = 128,
+        feat_dim: Width = 128,
         cc_kernel: Literal["none", "gaussian", "bilinear"] = "none",
-        cc_gamma: float = 0.4,
-        cc_order: int = 2,
+        cc_gamma: Annotated[float, Range(float, 0.001, 5)] = 0.4,
+        cc_order: Annotated[int, Range(int, 1, 100)] = 2,
     ) -> None:
         super().__init__(pair)
         self.kernel, self.gamma, self.order = cc_kernel, cc_gamma, cc_order

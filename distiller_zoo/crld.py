@@ -10,8 +10,8 @@ from torch import Tensor
 from dataset import Augment
 from dataset.autoaugment import AutoAugment
 
-from .adapters import full, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 from .kd import kd_each
 
 
@@ -26,9 +26,10 @@ class CRLD(Distiller, name="crld"):
     reads = ()
     sure_weak, sure_strong = 0.9, 0.2
 
-    def __init__(self, pair: Pair, *, crld_within: float = 2.0, crld_across: float = 0.5, crld_T: float = 4.0) -> None:
+    def __init__(
+        self, pair: Pair, *, crld_within: Weight = 2.0, crld_across: Weight = 0.5, crld_T: Temperature = 4.0
+    ) -> None:
         super().__init__(pair)
-        positive(crld_T=crld_T)
         self.within, self.across, self.T = crld_within, crld_across, crld_T
 
     def views(self, augment: Augment) -> AutoAugment:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dataset.augment import Augment, Steps, Views
 
-from .adapters import positive
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Temperature
 from .kd import kd_loss
 
 
@@ -53,9 +52,8 @@ class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
     reads = ()
     label_all_views = False
 
-    def __init__(self, pair: Pair, *, cskd_T: float = 4.0) -> None:
+    def __init__(self, pair: Pair, *, cskd_T: Temperature = 4.0) -> None:
         super().__init__(pair)
-        positive(cskd_T=cskd_T)
         self.T, self.labels = cskd_T, pair.labels
 
     @classmethod

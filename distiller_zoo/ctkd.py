@@ -4,12 +4,12 @@ Differs: the global temperature alone, not the one that a network predicts for e
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Count, Distiller, Output, Pair, Range, Temperature, Weight
 from .kd import kd_loss
 
 
@@ -27,14 +27,12 @@ class CTKD(Distiller, name="ctkd"):
         self,
         pair: Pair,
         *,
-        ctkd_start: float = 1.0,
-        ctkd_range: float = 20.0,
-        ctkd_epochs: int = 10,
-        ctkd_lr: float = 1.0,
+        ctkd_start: Temperature = 1.0,
+        ctkd_range: Annotated[float, Range(float, 0, 1000)] = 20.0,
+        ctkd_epochs: Count = 10,
+        ctkd_lr: Weight = 1.0,
     ) -> None:
         super().__init__(pair)
-        if ctkd_start <= 0 or ctkd_range < 0 or ctkd_epochs < 1:
-            raise ValueError(f"ctkd_start {ctkd_start} and ctkd_epochs {ctkd_epochs} must be positive, as the range is")
         self.lowest, self.range, self.epochs, self.lr = ctkd_start, ctkd_range, ctkd_epochs, ctkd_lr
         self.theta = nn.Parameter(torch.ones(1))
 

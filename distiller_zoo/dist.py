@@ -6,8 +6,8 @@ Differs: what is constant to within rounding correlates with nothing, and its gr
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import centred, full, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import centred, full
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
@@ -24,9 +24,10 @@ class DIST(Distiller, name="dist"):
     reads = ()
     relational = True
 
-    def __init__(self, pair: Pair, *, dist_beta: float = 1.0, dist_gamma: float = 1.0, dist_T: float = 4.0) -> None:
+    def __init__(
+        self, pair: Pair, *, dist_beta: Weight = 1.0, dist_gamma: Weight = 1.0, dist_T: Temperature = 4.0
+    ) -> None:
         super().__init__(pair)
-        positive(dist_T=dist_T)
         self.beta, self.gamma, self.T = dist_beta, dist_gamma, dist_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

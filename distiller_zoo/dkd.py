@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, is_label, kl_rows, labels_of, positive, without
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, is_label, kl_rows, labels_of, without
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def label_and_rest(z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,9 +36,10 @@ class DKD(Distiller, name="dkd"):
     reads = ()
     warm_up = 20
 
-    def __init__(self, pair: Pair, *, dkd_alpha: float = 1.0, dkd_beta: float = 8.0, dkd_T: float = 4.0) -> None:
+    def __init__(
+        self, pair: Pair, *, dkd_alpha: Weight = 1.0, dkd_beta: Weight = 8.0, dkd_T: Temperature = 4.0
+    ) -> None:
         super().__init__(pair)
-        positive(dkd_T=dkd_T)
         self.alpha, self.beta, self.T = dkd_alpha, dkd_beta, dkd_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

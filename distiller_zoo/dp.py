@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .adapters import labels_of
-from .base import Batch, Output, Pair
-from .kl import KL
+from .base import Batch, Output, Pair, Temperature
+from .kl import KL, Classes
 from .mt import most_confident
 
 
@@ -32,8 +32,8 @@ class DP(KL, name="dp"):
         self,
         pair: Pair,
         *,
-        kl_T: float = 1.0,
-        kl_k: int = 0,
+        kl_T: Temperature = 1.0,
+        kl_k: Classes = 0,
         dp_strategy: Literal["most-conf", "most-conf_u", "flip-st", "flip-t", "flip-avg", "self-dist"] = "most-conf",
     ) -> None:
         super().__init__(pair, kl_T=kl_T, kl_k=kl_k)

@@ -7,8 +7,8 @@ zero or negative. The temperatures are those of the authors' code, by the larges
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, kl_rows, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, kl_rows
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 from .kd import kd_loss
 
 
@@ -23,9 +23,10 @@ class DTKD(Distiller, name="dtkd"):
     warm_up = 20
     least = 1e-2
 
-    def __init__(self, pair: Pair, *, dtkd_alpha: float = 3.0, dtkd_beta: float = 1.0, dtkd_T: float = 4.0) -> None:
+    def __init__(
+        self, pair: Pair, *, dtkd_alpha: Weight = 3.0, dtkd_beta: Weight = 1.0, dtkd_T: Temperature = 4.0
+    ) -> None:
         super().__init__(pair)
-        positive(dtkd_T=dtkd_T)
         self.alpha, self.beta, self.T = dtkd_alpha, dtkd_beta, dtkd_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

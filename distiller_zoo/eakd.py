@@ -1,12 +1,12 @@
 """EA-KD: Entropy-based Adaptive Knowledge Distillation. Su et al., ICCV 2025. https://arxiv.org/abs/2311.13621"""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, kl_rows, labels_of, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, kl_rows, labels_of
+from .base import Batch, Distiller, Output, Pair, Range, Temperature, Weight
 from .dkd import decoupled
 
 
@@ -25,14 +25,13 @@ class EAKD(Distiller, name="eakd"):
         self,
         pair: Pair,
         *,
-        eakd_T: float = 4.0,
-        eakd_entropy_T: float = 3.0,
-        eakd_bound: float = 100.0,
+        eakd_T: Temperature = 4.0,
+        eakd_entropy_T: Temperature = 3.0,
+        eakd_bound: Annotated[float, Range(float, 0, 10**9, "(]")] = 100.0,
         eakd_form: Literal["kd", "dkd"] = "kd",
-        eakd_beta: float = 8.0,
+        eakd_beta: Weight = 8.0,
     ) -> None:
         super().__init__(pair)
-        positive(eakd_T=eakd_T, eakd_entropy_T=eakd_entropy_T, eakd_bound=eakd_bound)
         self.T, self.entropy_T, self.bound = eakd_T, eakd_entropy_T, eakd_bound
         self.form, self.beta = eakd_form, eakd_beta
 

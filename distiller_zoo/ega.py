@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .adapters import centred, full
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight
 from .cse_l2 import embedding
 
 
@@ -21,7 +21,7 @@ class EGA(Distiller, name="ega"):
     reads = ()
     relational = True
 
-    def __init__(self, pair: Pair, *, ega_node: float = 1.0, ega_edge: float = 0.3) -> None:
+    def __init__(self, pair: Pair, *, ega_node: Weight = 1.0, ega_edge: Weight = 0.3) -> None:
         super().__init__(pair)
         self.node, self.edge = ega_node, ega_edge
         self.embed = embedding(pair)

@@ -4,11 +4,13 @@ Differs, as RepDistiller does: the hint is learned together with the labels inst
 regressor ends in BatchNorm and ReLU, although a teacher map without a ReLU (WRN) has negative values too.
 """
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import Regressor, full, same_size
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 class FitNet(Distiller, name="fitnet", aliases=("hint",)):
@@ -20,10 +22,10 @@ class FitNet(Distiller, name="fitnet", aliases=("hint",)):
     weights = (1.0, 0.0, 100.0)
     reads = ("feats",)
 
-    def __init__(self, pair: Pair, *, hint_layer: int = 2) -> None:
+    def __init__(self, pair: Pair, *, hint_layer: Annotated[int, Range(int, 0, 1000)] = 2) -> None:
         super().__init__(pair)
         n_s, n_t = len(pair.s.feats), len(pair.t.feats)
-        if not 0 <= hint_layer < min(n_s, n_t):
+        if hint_layer >= min(n_s, n_t):
             raise ValueError(f"hint_layer {hint_layer} must be in 0..{min(n_s, n_t) - 1}: {n_s} and {n_t} maps")
         self.hint_layer = hint_layer
         self.regressor = Regressor(pair.s.feats[hint_layer].shape, pair.t.feats[hint_layer].shape, relu=True)

@@ -5,12 +5,16 @@ Differs, as RepDistiller does: factors are averaged over their channels before t
 whole factors), and the paraphraser has no BatchNorm. Its rate of 0.01 is RepDistiller's for ResNet and WRN students.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import BatchNorm, full, same_size, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Power, Range
+
+Ratio = Annotated[float, Range(float, 0, 16, "(]")]
 
 
 def chain(conv: type[nn.Module], widths: list[int], norm: bool) -> nn.Sequential:
@@ -33,7 +37,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
     init_learning_rate = 0.01
     init_runs_student = False
 
-    def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_p1: int = 2, ft_p2: int = 1) -> None:
+    def __init__(self, pair: Pair, *, ft_k: Ratio = 0.5, ft_p1: Power = 2, ft_p2: Power = 1) -> None:
         super().__init__(pair)
         c_s, c_t = pair.s.feats[-1].shape[1], pair.t.feats[-1].shape[1]
         k = int(c_t * ft_k)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .adapters import same_size, unit
 from .base import Pair
-from .ft import FT
+from .ft import FT, Ratio
 
 
 class FTFlat(FT, name="ft_flat"):
@@ -26,7 +26,7 @@ class FTFlat(FT, name="ft_flat"):
     init_epochs = 1
     translator_norm = False
 
-    def __init__(self, pair: Pair, *, ft_k: float = 0.5, ft_flat_norm: Literal["l1", "l2"] = "l1") -> None:
+    def __init__(self, pair: Pair, *, ft_k: Ratio = 0.5, ft_flat_norm: Literal["l1", "l2"] = "l1") -> None:
         super().__init__(pair, ft_k=ft_k)
         self.flat_norm = ft_flat_norm
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import full
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 class Hinton(Distiller, name="hinton"):
@@ -17,10 +17,8 @@ class Hinton(Distiller, name="hinton"):
     weights = (0.5, 0.0, 0.5)
     reads = ()
 
-    def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
+    def __init__(self, pair: Pair, *, kd_T: Temperature = 4.0) -> None:
         super().__init__(pair)
-        if kd_T <= 0:
-            raise ValueError(f"kd_T must be positive, not {kd_T}")
         self.T = kd_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import UnitLinear
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight, Width
 
 
 class ICD(Distiller, name="icd", aliases=("dcd",)):
@@ -27,10 +27,10 @@ class ICD(Distiller, name="icd", aliases=("dcd",)):
         self,
         pair: Pair,
         *,
-        feat_dim: int = 128,
-        icd_alpha: float = 0.5,
+        feat_dim: Width = 128,
+        icd_alpha: Weight = 0.5,
         icd_trainable: bool = True,
-        nce_t: float = 0.07,
+        nce_t: Temperature = 0.07,
     ) -> None:
         super().__init__(pair)
         self.alpha, self.nce_t = icd_alpha, nce_t

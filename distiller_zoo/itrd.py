@@ -4,11 +4,13 @@ https://arxiv.org/abs/2112.00459
 Differs: features that are constant over the batch, and networks that agree, have a defined value and gradient.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from .adapters import full, standardise, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range, Weight
 
 
 def of_trace_one(gram: Tensor) -> Tensor:
@@ -28,11 +30,14 @@ class ITRD(Distiller, name="itrd"):
     relational = True
 
     def __init__(
-        self, pair: Pair, *, itrd_corr: float = 2.0, itrd_mutual: float = 1.0, itrd_alpha: float = 1.01
+        self,
+        pair: Pair,
+        *,
+        itrd_corr: Weight = 2.0,
+        itrd_mutual: Weight = 1.0,
+        itrd_alpha: Annotated[float, Range(float, 1, 100)] = 1.01,
     ) -> None:
         super().__init__(pair)
-        if itrd_alpha < 1:
-            raise ValueError(f"itrd_alpha must be at least 1, not {itrd_alpha}")
         self.corr, self.mutual, self.alpha = itrd_corr, itrd_mutual, itrd_alpha
         self.embed = nn.Linear(pair.s.pooled.shape[1], pair.t.pooled.shape[1])
 

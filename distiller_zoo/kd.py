@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import full
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 def kd_each(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
@@ -35,10 +35,8 @@ class KD(Distiller, name="kd"):
     weights = (0.1, 0.9, 0.0)
     reads = ()
 
-    def __init__(self, pair: Pair, *, kd_T: float = 4.0) -> None:
+    def __init__(self, pair: Pair, *, kd_T: Temperature = 4.0) -> None:
         super().__init__(pair)
-        if kd_T <= 0:
-            raise ValueError(f"kd_T must be positive, not {kd_T}")
         self.kd_T = kd_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import stages, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Count, Distiller, Output, Pair
 
 
 class KDSVD(Distiller, name="kdsvd"):
@@ -23,7 +23,7 @@ class KDSVD(Distiller, name="kdsvd"):
     reads = ("feats",)
     capturable = False  # eigh reads on the host whether it has converged
 
-    def __init__(self, pair: Pair, *, kdsvd_k: int = 1, kdsvd_rows: bool = False) -> None:
+    def __init__(self, pair: Pair, *, kdsvd_k: Count = 1, kdsvd_rows: bool = False) -> None:
         super().__init__(pair)
         self.k, self.rows = kdsvd_k, kdsvd_rows
         s, t = zip(*(tuple(self._matrix(f).shape[1:] for f in maps) for maps in stages(pair.s, pair.t)), strict=True)

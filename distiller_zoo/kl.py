@@ -4,10 +4,14 @@ https://arxiv.org/abs/2310.17653
 Meant for a student that is trained already (`--path_s`): no labels, temperature 1, a small learning rate.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range, Temperature
 from .kd import kd_each
+
+Classes = Annotated[int, Range(int, 2, 2**24, besides=0)]  # of a single one the probability is 1 in both networks
 
 
 class KL(Distiller, name="kl"):
@@ -16,10 +20,8 @@ class KL(Distiller, name="kl"):
     weights = (0.0, 0.0, 1.0)
     reads = ()
 
-    def __init__(self, pair: Pair, *, kl_T: float = 1.0, kl_k: int = 0) -> None:
+    def __init__(self, pair: Pair, *, kl_T: Temperature = 1.0, kl_k: Classes = 0) -> None:
         super().__init__(pair)
-        if kl_T <= 0:
-            raise ValueError(f"kl_T must be positive, not {kl_T}")
         self.T, self.k = kl_T, kl_k
 
     def each(self, z_s: Tensor, z_t: Tensor) -> Tensor:

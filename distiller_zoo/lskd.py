@@ -7,7 +7,7 @@ within rounding become zeros.
 from torch import Tensor
 
 from .adapters import standardise
-from .base import Batch, Output, Pair
+from .base import Batch, Output, Pair, Temperature
 from .kd import KD, kd_loss
 
 
@@ -17,7 +17,7 @@ class LSKD(KD, name="lskd", aliases=("kd_ls",)):
     weights = (0.1, 0.0, 9.0)
     temperature = 2.0
 
-    def __init__(self, pair: Pair, *, kd_T: float = 2.0) -> None:
+    def __init__(self, pair: Pair, *, kd_T: Temperature = 2.0) -> None:
         super().__init__(pair, kd_T=kd_T)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

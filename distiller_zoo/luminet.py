@@ -5,8 +5,8 @@ https://arxiv.org/abs/2310.03669
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, kl_rows, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, kl_rows
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def perceived(z: Tensor) -> Tensor:
@@ -26,9 +26,8 @@ class LumiNet(Distiller, name="luminet"):
     relational = True
     warm_up = 20
 
-    def __init__(self, pair: Pair, *, luminet_alpha: float = 33.0, luminet_T: float = 4.0) -> None:
+    def __init__(self, pair: Pair, *, luminet_alpha: Weight = 33.0, luminet_T: Temperature = 4.0) -> None:
         super().__init__(pair)
-        positive(luminet_T=luminet_T)
         self.alpha, self.T = luminet_alpha, luminet_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -3,12 +3,12 @@
 Differs: where the maps differ in size, the larger is average-pooled; the authors require equal sizes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from .adapters import full, same_size
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range
 from .draws import Draws
 
 
@@ -22,10 +22,14 @@ class MGD(Distiller, name="mgd"):
     weights = (1.0, 0.0, 7e-5)
     reads = ("feats",)
 
-    def __init__(self, pair: Pair, *, mgd_share: float = 0.15, mgd_mask: Literal["cls", "det"] = "cls") -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        mgd_share: Annotated[float, Range(float, 0, 1, "[)")] = 0.15,
+        mgd_mask: Literal["cls", "det"] = "cls",
+    ) -> None:
         super().__init__(pair)
-        if not 0 <= mgd_share < 1:
-            raise ValueError(f"mgd_share lies in 0..1, below 1, not {mgd_share}")
         self.share, self.mask = mgd_share, mgd_mask
         c_s, c_t = (o.feats[-1].shape[1] for o in (pair.s, pair.t))
         self.align = nn.Identity() if c_s == c_t else nn.Conv2d(c_s, c_t, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import full, labels_of
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Temperature
 from .kd import kd_loss
 
 
@@ -39,11 +39,9 @@ class MT(Distiller, name="mt", aliases=("multikd",)):
     all_teachers = True
 
     def __init__(
-        self, pair: Pair, *, mt_T: float = 5.0, mt_choice: Literal["mean", "most-conf", "most-conf_u"] = "mean"
+        self, pair: Pair, *, mt_T: Temperature = 5.0, mt_choice: Literal["mean", "most-conf", "most-conf_u"] = "mean"
     ) -> None:
         super().__init__(pair)
-        if mt_T <= 0:
-            raise ValueError(f"mt_T must be positive, not {mt_T}")
         self.T, self.choice = mt_T, mt_choice
 
     def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> Tensor:

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, is_label, labels_of, positive, without
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, is_label, labels_of, without
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def target_part(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
@@ -29,9 +29,8 @@ class NKD(Distiller, name="nkd"):
     weights = (1.0, 0.0, 1.0)
     reads = ()
 
-    def __init__(self, pair: Pair, *, nkd_gamma: float = 1.5, nkd_T: float = 1.0) -> None:
+    def __init__(self, pair: Pair, *, nkd_gamma: Weight = 1.5, nkd_T: Temperature = 1.0) -> None:
         super().__init__(pair)
-        positive(nkd_T=nkd_T)
         self.gamma, self.T = nkd_gamma, nkd_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import centred, full, kl_rows, labels_of, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import centred, full, kl_rows, labels_of
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 from .dkd import decoupled
 
 
@@ -27,13 +27,12 @@ class NormKD(Distiller, name="normkd"):
         self,
         pair: Pair,
         *,
-        normkd_T: float = 2.0,
+        normkd_T: Temperature = 2.0,
         normkd_form: Literal["kd", "dkd"] = "kd",
-        normkd_alpha: float = 4.0,
-        normkd_beta: float = 5.0,
+        normkd_alpha: Weight = 4.0,
+        normkd_beta: Weight = 5.0,
     ) -> None:
         super().__init__(pair)
-        positive(normkd_T=normkd_T)
         self.T, self.form, self.alpha, self.beta = normkd_T, normkd_form, normkd_alpha, normkd_beta
 
     def temperature_of(self, z: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ https://arxiv.org/abs/2310.19444
 Differs: branches for convolutional students of any number of stages.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from .adapters import BatchNorm, full, is_label, labels_of, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import BatchNorm, full, is_label, labels_of
+from .base import Batch, Distiller, Output, Pair, Range, Temperature
 
 
 def separable(c_in: int, c_out: int) -> list[nn.Module]:
@@ -46,9 +48,15 @@ class OFA(Distiller, name="ofa", aliases=("ofa_kd",)):
     weights = (1.0, 0.0, 1.0)
     reads = ("feats",)
 
-    def __init__(self, pair: Pair, *, ofa_stages: str = "all", ofa_eps: float = 1.0, ofa_T: float = 1.0) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        ofa_stages: str = "all",
+        ofa_eps: Annotated[float, Range(float, 0, 1000, "(]")] = 1.0,
+        ofa_T: Temperature = 1.0,
+    ) -> None:
         super().__init__(pair)
-        positive(ofa_T=ofa_T, ofa_eps=ofa_eps)
         n = len(pair.s.feats) - 1
         words = ofa_stages.split(",")
         if ofa_stages != "all" and not all(word.isdecimal() and 1 <= int(word) <= n for word in words):

@@ -3,12 +3,14 @@
 Differs: a sample whose feature is zero on either side has the distance 1 and no gradient.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import full, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 class PEFD(Distiller, name="pefd"):
@@ -18,10 +20,8 @@ class PEFD(Distiller, name="pefd"):
     weights = (1.0, 0.0, 25.0)
     reads = ()
 
-    def __init__(self, pair: Pair, *, pefd_projectors: int = 3) -> None:
+    def __init__(self, pair: Pair, *, pefd_projectors: Annotated[int, Range(int, 1, 256)] = 3) -> None:
         super().__init__(pair)
-        if pefd_projectors < 1:
-            raise ValueError(f"pefd_projectors must be at least 1, not {pefd_projectors}")
         d_s, d_t = pair.s.pooled.shape[1], pair.t.pooled.shape[1]
         self.projectors = nn.ModuleList(nn.Linear(d_s, d_t) for _ in range(pefd_projectors))
 

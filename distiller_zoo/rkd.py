@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import full
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight
 
 
 def relations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +40,10 @@ class RKD(Distiller, name="rkd"):
     reads = ()
     relational = True
 
-    def __init__(self, pair: Pair, *, rkd_distance: float = 25.0, rkd_angle: float = 50.0) -> None:
+    def __init__(self, pair: Pair, *, rkd_distance: Weight = 25.0, rkd_angle: Weight = 50.0) -> None:
         super().__init__(pair)
+        if not (rkd_distance or rkd_angle):
+            raise ValueError("rkd_distance and rkd_angle are both 0")
         self.w_distance, self.w_angle = rkd_distance, rkd_angle
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, is_label, kl_rows, labels_of, positive, without
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, is_label, kl_rows, labels_of, without
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def one_and_rest(z: Tensor, one: Tensor) -> Tensor:
@@ -35,13 +35,12 @@ class RLD(Distiller, name="rld"):
         self,
         pair: Pair,
         *,
-        rld_alpha: float = 1.0,
-        rld_beta: float = 8.0,
-        rld_T: float = 4.0,
-        rld_label_T: float = 4.0,
+        rld_alpha: Weight = 1.0,
+        rld_beta: Weight = 8.0,
+        rld_T: Temperature = 4.0,
+        rld_label_T: Temperature = 4.0,
     ) -> None:
         super().__init__(pair)
-        positive(rld_T=rld_T, rld_label_T=rld_label_T)
         self.alpha, self.beta, self.T, self.label_T = rld_alpha, rld_beta, rld_T, rld_label_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import ClassifierMap, classify, frozen, kl_rows, labels_of, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import ClassifierMap, classify, frozen, kl_rows, labels_of
+from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 from .dkd import decoupled
 from .nkd import other_part, target_part
 
@@ -32,11 +32,10 @@ class SDD(Distiller, name="sdd"):
         *,
         sdd_form: Literal["kd", "dkd", "nkd", "nkd_all"] = "kd",
         sdd_cells: Literal["1,2", "1,2,4"] = "1,2",
-        sdd_T: float = 4.0,
-        sdd_beta: float = 8.0,
+        sdd_T: Temperature = 4.0,
+        sdd_beta: Weight = 8.0,
     ) -> None:
         super().__init__(pair)
-        positive(sdd_T=sdd_T)
         self.form, self.T, self.beta = sdd_form, sdd_T, sdd_beta
         self.cells = [int(n) for n in sdd_cells.split(",")]
         self.map_s, self.map_t = ClassifierMap(pair.s), ClassifierMap(pair.t)

@@ -3,12 +3,14 @@
 Differs: an incomplete batch is filled up with zeros, where the authors drop it.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import BatchStatistics, full, positive, same_size, unit
-from .base import Batch, Distiller, Output, Pair
+from .adapters import BatchStatistics, full, same_size, unit
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 def embedder(n: int) -> nn.Sequential:
@@ -33,9 +35,8 @@ class SemCKD(Distiller, name="semckd"):
     reads = ("feats",)
     relational = True
 
-    def __init__(self, pair: Pair, *, semckd_soft: float = 1.0) -> None:
+    def __init__(self, pair: Pair, *, semckd_soft: Annotated[float, Range(float, 0, 1000, "(]")] = 1.0) -> None:
         super().__init__(pair)
-        positive(semckd_soft=semckd_soft)
         self.soft, self.size = semckd_soft, pair.batch_size
         c_s, c_t = ([f.shape[1] for f in o.feats[1:]] for o in (pair.s, pair.t))
         if not (c_s and c_t):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.wrapped import Wrapper
 
 from .adapters import BatchNorm, ClassifierMap, full, same_size
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Width
 
 
 class Projected(Wrapper, name="simkd"):
@@ -51,7 +51,7 @@ class SimKD(Distiller, name="simkd"):
 
     weights = (0.0, 0.0, 1.0)
 
-    def __init__(self, pair: Pair, *, simkd_factor: int = 2) -> None:
+    def __init__(self, pair: Pair, *, simkd_factor: Width = 2) -> None:
         super().__init__(pair)
         self.map_t = ClassifierMap(pair.t)
         self.reads = tuple({"feats", *self.map_t.part})

@@ -4,10 +4,12 @@ https://arxiv.org/abs/2303.11098
 Differs: where student and teacher agree, the logarithm stops at that of 1e-12.
 """
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from .adapters import full, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -25,9 +27,8 @@ class SRD(Distiller, name="srd"):
     relational = True
     temperature = 1.0
 
-    def __init__(self, pair: Pair, *, srd_exponent: float = 4.0) -> None:
+    def __init__(self, pair: Pair, *, srd_exponent: Annotated[float, Range(float, 0, 100, "(]")] = 4.0) -> None:
         super().__init__(pair)
-        positive(srd_exponent=srd_exponent)
         self.exponent = srd_exponent
         self.project = nn.Linear(pair.s.pooled.shape[1], pair.t.pooled.shape[1])
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import BatchNorm, frozen, full
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight
 
 
 class SRRL(Distiller, name="srrl"):
@@ -20,7 +20,7 @@ class SRRL(Distiller, name="srrl"):
     reads = ("feats",)
     standardisable = False
 
-    def __init__(self, pair: Pair, *, srrl_logit: float = 1.0) -> None:
+    def __init__(self, pair: Pair, *, srrl_logit: Weight = 1.0) -> None:
         super().__init__(pair)
         self.weight = srrl_logit
         c_s, d_t = pair.s.feats[-1].shape[1], pair.t.pooled.shape[1]

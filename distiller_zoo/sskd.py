@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dataset.augment import Augment, Steps, Views
 
 from .adapters import full, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Share, Temperature, Weight
 
 VIEWS = 4  # 0, 90, 180 and 270 degrees
 
@@ -75,18 +75,16 @@ class SSKD(Distiller, name="sskd"):
         self,
         pair: Pair,
         *,
-        sskd_tf: float = 2.7,
-        sskd_ss: float = 10.0,
-        sskd_tf_T: float = 4.0,
-        sskd_ss_T: float = 0.5,
-        sskd_tf_ratio: float = 1.0,
-        sskd_ss_ratio: float = 0.75,
+        sskd_tf: Weight = 2.7,
+        sskd_ss: Weight = 10.0,
+        sskd_tf_T: Temperature = 4.0,
+        sskd_ss_T: Temperature = 0.5,
+        sskd_tf_ratio: Share = 1.0,
+        sskd_ss_ratio: Share = 0.75,
     ) -> None:
         super().__init__(pair)
-        if min(sskd_tf_T, sskd_ss_T) <= 0:
-            raise ValueError(f"sskd_tf_T and sskd_ss_T must be positive, not {sskd_tf_T} and {sskd_ss_T}")
-        if not (0 <= sskd_tf_ratio <= 1 and 0 <= sskd_ss_ratio <= 1):
-            raise ValueError(f"sskd_tf_ratio and sskd_ss_ratio lie in 0..1, not {sskd_tf_ratio} and {sskd_ss_ratio}")
+        if not (sskd_tf or sskd_ss):
+            raise ValueError("sskd_tf and sskd_ss are both 0")
         self.tf, self.ss = (sskd_tf, sskd_tf_T, sskd_tf_ratio), (sskd_ss, sskd_ss_T, sskd_ss_ratio)
         self.head_s, self.head_t = (
             nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d))

@@ -2,33 +2,48 @@
 https://arxiv.org/abs/2310.17653
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from .adapters import labels_of
-from .base import Batch, Output, Pair
+from .base import Batch, Output, Pair, Temperature
+from .kl import Classes
 from .xekl import XEKL
 
-CHOICES = ("distill", "nothing")
+
+class Flips:
+    """The values of on_flip."""
+
+    def __str__(self) -> str:
+        return "3 of distill and nothing, at least 1 of them distill"
+
+    def check(self, value: str) -> None:
+        """Raises ValueError for another value."""
+        chosen = value.split(",")
+        if len(chosen) != 3 or not {"distill"} <= set(chosen) <= {"distill", "nothing"}:
+            raise ValueError(f"expected {self}, found {value!r}")
 
 
 class Sup(XEKL, name="sup"):
     """`xekl` whose KL is the mean over the samples that on_flip lets through, 0 where it lets none.
 
     on_flip: what becomes of the samples where only the teacher is right, where only the student is, and of the rest.
-    Raises ValueError for anything but three of `distill` and `nothing`.
     """
 
     relational = True  # the number of samples that are let through is the batch's
 
     def __init__(
-        self, pair: Pair, *, kl_T: float = 1.0, kl_k: int = 0, on_flip: str = "distill,nothing,distill"
+        self,
+        pair: Pair,
+        *,
+        kl_T: Temperature = 1.0,
+        kl_k: Classes = 0,
+        on_flip: Annotated[str, Flips()] = "distill,nothing,distill",
     ) -> None:
         super().__init__(pair, kl_T=kl_T, kl_k=kl_k)
-        chosen = on_flip.split(",")
-        if len(chosen) != 3 or not set(chosen) <= set(CHOICES):
-            raise ValueError(f"on_flip: expected 3 of {' and '.join(CHOICES)}, found {on_flip!r}")
-        self.positive, self.negative, self.neutral = (choice == CHOICES[0] for choice in chosen)
+        self.positive, self.negative, self.neutral = (choice == "distill" for choice in on_flip.split(","))
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         labels = labels_of(s, batch)

@@ -5,13 +5,13 @@ Differs: a sum over classes and a mean over the batch, as everywhere here. The a
 and multiplies by 50 (self) or 100 (reg): their alpha is `-r 1-alpha -b alpha*multiplier/classes`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import full, labels_of
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range, Temperature
 from .kd import kd_loss
 
 
@@ -31,14 +31,12 @@ class TFKD(Distiller, name="tfkd"):
         pair: Pair,
         *,
         tfkd_form: Literal["self", "reg"] = "self",
-        tfkd_T: float | None = None,
-        tfkd_correct: float = 0.99,
+        tfkd_T: Temperature | None = None,
+        tfkd_correct: Annotated[float, Range(float, 0.5, 1)] = 0.99,
     ) -> None:
         super().__init__(pair)
         self.form, self.correct = tfkd_form, tfkd_correct
         self.T = {"self": 1.0, "reg": 20.0}[tfkd_form] if tfkd_T is None else tfkd_T
-        if self.T <= 0:
-            raise ValueError(f"tfkd_T must be positive, not {self.T}")
 
     @classmethod
     def needs_teacher(cls, options: dict[str, Any]) -> bool:

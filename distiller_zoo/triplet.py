@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .adapters import full, labels_of, unit
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight
 
 
 def negatives(labels: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Triplet(Distiller, name="triplet"):
     relational = True
 
     def __init__(
-        self, pair: Pair, *, triplet_margin: float = 0.5, triplet_distance: Literal["cosine", "l2"] = "cosine"
+        self, pair: Pair, *, triplet_margin: Weight = 0.5, triplet_distance: Literal["cosine", "l2"] = "cosine"
     ) -> None:
         super().__init__(pair)
         self.margin, self.metric = triplet_margin, triplet_distance

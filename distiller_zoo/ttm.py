@@ -2,11 +2,13 @@
 https://arxiv.org/abs/2402.11148
 """
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, kl_rows, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, kl_rows
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 class TTM(Distiller, name="ttm"):
@@ -18,9 +20,8 @@ class TTM(Distiller, name="ttm"):
     weights = (1.0, 0.0, 45.0)
     reads = ()
 
-    def __init__(self, pair: Pair, *, ttm_gamma: float = 0.1) -> None:
+    def __init__(self, pair: Pair, *, ttm_gamma: Annotated[float, Range(float, 0, 1000, "(]")] = 0.1) -> None:
         super().__init__(pair)
-        positive(ttm_gamma=ttm_gamma)
         self.power = ttm_gamma
 
     def each(self, s: Output, t: Output) -> Tensor:

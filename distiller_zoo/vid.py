@@ -5,13 +5,14 @@ Differs, as RepDistiller does: three 1x1 convolutions predict each map, and the 
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import same_size, stages
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Range
 
 
 class Gaussian(nn.Module):
@@ -42,10 +43,8 @@ class VID(Distiller, name="vid"):
     weights = (1.0, 0.0, 1.0)
     reads = ("feats",)
 
-    def __init__(self, pair: Pair, *, vid_variance: float = 5.0) -> None:
+    def __init__(self, pair: Pair, *, vid_variance: Annotated[float, Range(float, 0.0001, 500)] = 5.0) -> None:
         super().__init__(pair)
-        if vid_variance <= Gaussian.eps:
-            raise ValueError(f"vid_variance must exceed {Gaussian.eps}, not {vid_variance}")
         maps = stages(pair.s, pair.t)
         self.levels = nn.ModuleList(Gaussian(f_s.shape[1], f_t.shape[1], vid_variance) for f_s, f_t in maps)
 

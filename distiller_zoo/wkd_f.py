@@ -7,7 +7,7 @@ Differs: cells of a single value have the deviation 0.
 from torch import Tensor
 
 from .adapters import Regressor, full, same_size
-from .base import Batch, Distiller, Output, Pair
+from .base import Batch, Distiller, Output, Pair, Weight, Width
 
 
 def cells(f: Tensor, grid: int) -> list[Tensor]:
@@ -27,10 +27,8 @@ class WKDF(Distiller, name="wkd_f"):
     reads = ("feats",)
     eps = 1e-5
 
-    def __init__(self, pair: Pair, *, wkd_grid: int = 1, wkd_ratio: float = 8.0) -> None:
+    def __init__(self, pair: Pair, *, wkd_grid: Width = 1, wkd_ratio: Weight = 8.0) -> None:
         super().__init__(pair)
-        if wkd_grid < 1:
-            raise ValueError(f"wkd_grid must be at least 1, not {wkd_grid}")
         self.grid, self.ratio = wkd_grid, wkd_ratio
         self.regressor = Regressor(pair.s.feats[-1].shape, pair.t.feats[-1].shape, relu=True)
 

@@ -4,11 +4,13 @@ NeurIPS 2024. https://arxiv.org/abs/2412.08139
 Differs: the label is masked, not cut out of each sample's cost matrix, so that all samples share matrix products.
 """
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, is_label, labels_of, positive, unit, without
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, is_label, labels_of, unit, without
+from .base import Batch, Distiller, Output, Pair, Range, Temperature, Weight
 from .nkd import target_part
 
 
@@ -32,13 +34,12 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
         self,
         pair: Pair,
         *,
-        wkd_gamma: float = 30.0,
-        wkd_T: float = 8.0,
-        wkd_reg: float = 0.05,
-        wkd_sharpen: float = 1.0,
+        wkd_gamma: Weight = 30.0,
+        wkd_T: Temperature = 8.0,
+        wkd_reg: Annotated[float, Range(float, 0, 1000, "(]")] = 0.05,
+        wkd_sharpen: Weight = 1.0,
     ) -> None:
         super().__init__(pair)
-        positive(wkd_T=wkd_T, wkd_reg=wkd_reg)
         self.gamma, self.T, self.reg = wkd_gamma, wkd_T, wkd_reg
         self.register_buffer("cost", F.relu(class_costs(pair.teacher.head.weight, wkd_sharpen)) + 1e-8)
 

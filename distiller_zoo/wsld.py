@@ -5,8 +5,8 @@ https://arxiv.org/abs/2102.00650
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import full, labels_of, positive
-from .base import Batch, Distiller, Output, Pair
+from .adapters import full, labels_of
+from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 class WSLD(Distiller, name="wsld"):
@@ -16,9 +16,8 @@ class WSLD(Distiller, name="wsld"):
     weights = (1.0, 0.0, 2.5)
     reads = ()
 
-    def __init__(self, pair: Pair, *, wsld_T: float = 2.0) -> None:
+    def __init__(self, pair: Pair, *, wsld_T: Temperature = 2.0) -> None:
         super().__init__(pair)
-        positive(wsld_T=wsld_T)
         self.T = wsld_T
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

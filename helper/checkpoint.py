@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -128,10 +129,13 @@ def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, 
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    weights = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not weights:
+    found = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not found:
         raise UserError(f"{flag} {path}: holds no tensors under `model`, `state_dict` or at the top")
-    return weights
+    plain, parallel = (next((k for k in found if k.startswith("module.") == p), None) for p in (False, True))
+    if plain and parallel:
+        raise UserError(f"{flag} {path}: holds {plain} and {parallel}: one of two networks has to go")
+    return {k.removeprefix("module."): v for k, v in found.items()}
 
 
 def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -168,19 +172,29 @@ def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | 
     return len(weight)
 
 
-def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path) -> None:
-    """Loads weights into a network. Raises UserError where names or shapes do not fit, the class count first."""
+def name_of(state: dict[str, Any], name: str) -> str:
+    """Of a network that the file is not of, for a message."""
+    said = state.get("model_name", name)
+    return f"{name:.100}{f' (the file says {said!s:.100})' * (said != name)}"
+
+
+def compare(
+    model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path, any_classes: bool = True
+) -> dict[str, Tensor]:
+    """The file's weights as the network names them. Raises UserError where names or shapes do not fit.
+
+    any_classes: the classifiers of both may differ in their number of classes.
+    """
     weights = weights_of(state, flag, path)
     if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
         weights = model.convert(weights)
     own = model.state_dict()
     head = head_key(model) if hasattr(model, "head") else None  # a network that a method has wrapped may have none
-    if head in weights and weights[head].dim() == 2 and len(weights[head]) != len(own[head]):
-        raise UserError(f"{flag} {path}: has {len(weights[head])} classes, the data set has {len(own[head])}")
+    free = [head, head.removesuffix("weight") + "bias"] if head and any_classes else []
     # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     surplus = [k for k in weights if k not in own]
-    shaped = [k for k in own if k in weights and weights[k].shape != own[k].shape]
+    shaped = [k for k in own if k in weights and weights[k].shape[k in free :] != own[k].shape[k in free :]]
     if missing or surplus or shaped:
         first = (
             f"{shaped[0]} is {list(weights[shaped[0]].shape)}, not {list(own[shaped[0]].shape)}"
@@ -189,24 +203,43 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
             if missing
             else f"{surplus[0]} is not part of it"
         )
-        said = state.get("model_name", name)
         raise UserError(
-            f"{flag} {path}: not a {name}{f' (the file says {said})' * (said != name)}: {first} "
+            f"{flag} {path}: not a {name_of(state, name)}: {first} "
             f"({len(missing)} missing, {len(surplus)} surplus, {len(shaped)} of another shape)"
         )
+    return weights
+
+
+def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path) -> None:
+    """Loads weights into a network. Raises UserError where names or shapes do not fit, the class count first."""
+    own = model.state_dict()
+    if hasattr(model, "head"):
+        weight = weights_of(state, flag, path).get(head_key(model))
+        if weight is not None and weight.dim() == 2 and len(weight) != len(model.head.weight):
+            raise UserError(f"{flag} {path}: has {len(weight)} classes, the data set has {len(model.head.weight)}")
+    weights = compare(model, name, state, flag, path, any_classes=False)
     for key, value in weights.items():
         if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
             raise UserError(f"{flag} {path}: {key} is {value.dtype}, not {own[key].dtype}")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{flag} {path}: {key} holds NaN or infinite values")
+        if key.endswith("running_var") and (value < 0).any():
+            raise UserError(f"{flag} {path}: {key} holds variances below 0")
     own.update(weights)  # in place: the dict carries the versions of the network's modules, which some look at
     model.load_state_dict(own)
 
 
 def find_name(state: dict[str, Any], path: str | Path, known: Callable[[str], bool]) -> str | None:
-    """The network a checkpoint belongs to: as it says itself, else by its folder (`wrn_40_2_vanilla/` is wrn_40_2)."""
+    """The network a checkpoint belongs to: as it says itself, else as its name says (`cifar100_resnet56-f2eff4c8.pt`),
+    unless that names two, else by its folder (`wrn_40_2_vanilla/` is wrn_40_2)."""
     if isinstance(state.get("model_name"), str):
         return state["model_name"]
+    words = re.split(r"([_.-])", Path(path).stem)[:64]  # with what is between them
+    ends = [(i, j) for i in range(0, len(words), 2) for j in range(i + 1, len(words) + 1, 2)]
+    spans = [(i, j) for i, j in ends if known("".join(words[i:j]))]
+    names = {"".join(words[i:j]) for i, j in spans if not any(a <= i and j <= b and b - a > j - i for a, b in spans)}
+    if len(names) == 1:
+        return names.pop()
     parts = Path(path).absolute().parent.name.split("_")
     candidates = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((name for name in candidates if known(name)), None)

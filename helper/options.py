@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ class Parser(OneLineParser):
             elif value is not None:
                 listed = value if isinstance(value, list) else [value]
                 for one in listed:
-                    if type(one) not in (str, int, float) or not str(one).isprintable():
+                    if type(one) not in (str, int, float) or not harmless(str(one)):
                         raise UserError(f"--config {path}: {key} takes numbers or text, not {one!r}")
                 words = [str(one) for one in listed]
                 if actions[key].nargs == "+":
@@ -72,6 +72,11 @@ class Parser(OneLineParser):
                 else:
                     arguments.append(f"{flags[-1]}={','.join(words)}")
         return arguments
+
+
+def harmless(text: str) -> bool:
+    """Whether a path may be so, line ends and bytes that are no UTF-8 included, but nothing steers a terminal."""
+    return all(c.isprintable() or c in "\n\t" or "\udc80" <= c <= "\udcff" for c in text)
 
 
 def number(kind: type, low: float, low_included: bool = True, what: str = "") -> Callable[[str], Any]:
@@ -92,8 +97,26 @@ def number(kind: type, low: float, low_included: bool = True, what: str = "") ->
     return convert
 
 
+def within(kind: type, limits: Any) -> Callable[[str], Any]:
+    """An argparse type: a value that `limits.check` takes; str(limits) says what these are."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
+        try:
+            limits.check(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text}") from None
+        return value
+
+    return convert
+
+
 count = number(int, 1)
 whole = number(int, 0)
+pixels = number(int, 2)  # torchvision cannot resize to a single one
 weight = number(float, 0)
 above_zero = number(float, 0, low_included=False)
 finite = number(float, -sys.float_info.max, what="a number")
@@ -187,9 +210,11 @@ def add_run_options(parser: Parser, trial: str) -> None:
 
 def add_data_options(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=known(dataset.find_dataset), default="cifar100")
+    group.add_argument(
+        "--dataset", type=known(dataset.find_dataset), help="default: that of the --test_only FILE, else cifar100"
+    )
     group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
-    group.add_argument("--image_size", type=count, help="pixels; default: the data set's own")
+    group.add_argument("--image_size", type=pixels, help="pixels; default: the data set's own")
     group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
     group.add_argument(
         "--loader",
@@ -263,9 +288,12 @@ def add_method_options(
         defaults = ", ".join(f"{name} {methods[name][key].default}" for name in names)
         kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {defaults}"}
         kind = parameter.annotation
-        if isinstance(kind, types.UnionType):  # `float | None`: left out, it is None
+        if get_origin(kind) in (Union, types.UnionType):  # `float | None`: left out, it is None
             kind = next(k for k in get_args(kind) if k is not type(None))
-        if kind is bool:
+        if get_origin(kind) is Annotated:
+            kind, limits = get_args(kind)
+            kwargs.update(type=within(kind, limits), help=f"{limits}; {kwargs['help']}")
+        elif kind is bool:
             kwargs["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             kwargs.update(choices=get_args(kind))
@@ -310,6 +338,9 @@ def start_log(opt: argparse.Namespace) -> None:
 
 
 def settle_seed(opt: argparse.Namespace) -> None:
+    """Also refuses what is wrong with it, and what has no effect."""
+    if "/" in opt.trial and not opt.run_name:
+        raise UserError(f"--trial {opt.trial}: is part of the run's name, expected one without /")
     if isinstance(opt.seed, list):
         raise UserError(f"--seed {','.join(map(str, opt.seed))}: several seeds need --sweep")
     if opt.nesterov and not opt.momentum:

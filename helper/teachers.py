@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import models
 from dataset import ImageSet
 
-from . import captured, checkpoint, options, parallel
+from . import captured, checkpoint, networks, options, parallel
 from .step import Features, Precision, rows_of
 from .util import UserError, mendable
 
@@ -167,9 +167,8 @@ def load_teachers(opt: argparse.Namespace, told: dict[str, Any]) -> list[dict]:
     if None in opt.model_t:
         path = checkpoint.existing(opt.path_t[opt.model_t.index(None)], "--path_t", "last.pth")
         raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
-    for name, path in zip(opt.model_t, opt.path_t, strict=True):
-        with mendable(f"--path_t {path}"):
-            models.sketch(name)
+    for name, state, path in zip(opt.model_t, states, opt.path_t, strict=True):
+        networks.sketch(name, state, "--path_t", path)
     return states
 
 
@@ -195,9 +194,6 @@ def build_teachers(
     flag, given = named_teachers(opt)
     teachers = []
     for state, name, path in zip(states, opt.model_t or [], given, strict=False):
-        with mendable(f"{flag} {path}"):
-            layers = state.get("wrapped", [])
-            teacher = models.rebuild(name, len(data.classes), options.images_of(data), layers)
-        checkpoint.load_weights(teacher, name, state, flag, path)
+        teacher = networks.restore(name, state, flag, path, len(data.classes), options.images_of(data))
         teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     return teachers

@@ -8,6 +8,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -101,14 +102,19 @@ def memory_in_words() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # a CPU's is RuntimeError
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             reason = f"out of memory: {error}".splitlines()[0].split("DefaultCPUAllocator: ")[-1]
-            raise UserError(f"{reason}; a smaller --batch_size, --image_size or network takes less") from None
+            less = "--batch_size, --image_size, network, --feat_dim or --nce_k"
+            raise UserError(f"{reason}; a smaller {less} takes less") from None
         raise
 
 
 def near(name: str, names: Iterable[str], prefix: str = "") -> str:
     """What a message about an unknown name ends with."""
-    found = difflib.get_close_matches(name.lower(), names, n=3)
-    return f"; near: {', '.join(prefix + one for one in found)}" if found else ""
+    name, names = name.lower(), list(names)
+    found = [one for one in names if name == "".join(word[:1] for word in one.split("_"))]  # lr, wd
+    found += [one for one in names if one.startswith(name)] + difflib.get_close_matches(name, names, n=3)
+    found += [one for one in names if len(name) > 2 and name in one]
+    listed = ", ".join(prefix + one for one in list(dict.fromkeys(found))[:3])
+    return f"; near: {listed}" if listed else ""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -116,25 +122,36 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        # before Python 3.14 argparse takes -1e3 for an option, and -inf still
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
 
     def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
         args = sys.argv[1:] if args is None else args
-        flags = self._option_string_actions
-        for flag in [arg.partition("=")[0] for arg in args]:
-            if flag[:1] == "-" and flag not in flags and f"-{flag}" in flags:
-                raise UserError(f"{flag}: long options have two dashes, -{flag}")
+        if not self._subparsers:  # else the options are those of a subcommand
+            self.refuse_unknown(args)  # before a wrong value of a known one is told
         opt, rest = self.parse_known_args(args)
-        flag = next((word for word in rest if word.startswith("-")), None)
-        if flag:
-            name = flag.partition("=")[0]
-            known = [option[2:] for option in flags if option.startswith("--")]
-            raise UserError(f"unknown option {name}{near(name.lstrip('-'), known, '--')}; --help lists all")
+        self.refuse_unknown(rest)
         if rest:
             raise UserError(f"{rest[0]!r} belongs to no option; --help lists them")
         return opt
+
+    def refuse_unknown(self, words: Iterable[str]) -> None:
+        """Raises UserError for the first word that argparse takes for an option that there is not."""
+        flags = self._option_string_actions
+        for word in words:
+            flag = word.partition("=")[0]
+            if word == "--":
+                return
+            if word[:1] != "-" or word == "-" or " " in word or self._negative_number_matcher.match(word):
+                continue
+            if f"-{flag}" in flags:
+                raise UserError(f"{flag}: long options have two dashes, -{flag}")
+            if flag not in flags and (word[1] == "-" or word[:2] not in flags):  # -r0.5 is -r 0.5
+                known = [option[2:] for option in flags if option.startswith("--")]
+                raise UserError(f"unknown option {flag}{near(flag.lstrip('-'), known, '--')}; --help lists all")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoint, parallel
+from . import parallel
 from .run import Run
 from .step import Precision
 
@@ -43,9 +43,8 @@ def predict(val_batches: Iterable, model: nn.Module, precision: Precision) -> Te
     return torch.cat(parallel.each(torch.cat(found).cpu()))
 
 
-def test(run: Run, name: str, network: nn.Module, val_batches: Iterable, precision: Precision) -> None:
-    """`--test_only`: says how the network does with the weights that the run has found; without any, as it is."""
-    if run.state:
-        checkpoint.load_weights(network, name, run.state, "--test_only", run.tested)
+def test(run: Run, network: nn.Module, val_batches: Iterable, precision: Precision) -> None:
+    """`--test_only`: says how the network does, which the run has found."""
+    network.to(precision.device, memory_format=torch.channels_last)
     row = validate(val_batches, parallel.spread(network, precision.device), precision)
     print(f"{run.tested}: loss {row['val_loss']:.4f}  top-1 {row['val_acc']:.2f} %  top-5 {row['val_acc_top5']:.2f} %")

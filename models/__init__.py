@@ -18,6 +18,8 @@ from .base import (
     Images,
     Network,
     Output,
+    TooLarge,
+    at_most,
     at_own_size,
     create_model,
     is_model,

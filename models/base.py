@@ -1,8 +1,9 @@
 """What every network returns, and the table of networks."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,8 @@ __all__ = [
     "Images",
     "Network",
     "Output",
+    "TooLarge",
+    "at_most",
     "at_own_size",
     "create_model",
     "init_convs",
@@ -89,6 +92,29 @@ def init_convs(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class TooLarge(ValueError):
+    """A network has more weights than it may have."""
+
+
+@contextlib.contextmanager
+def at_most(parameters: int, elements: int) -> Iterator[None]:
+    """Raises TooLarge as soon as what the block builds has more parameters than that, or more elements in them."""
+    left = [parameters, elements]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise TooLarge(f"more than {parameters} parameters or {elements} elements")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Family(Protocol):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Images, Network, Output
+from .base import Images, Network, Output, TooLarge
 
 IMAGENET = Images((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -267,6 +267,8 @@ def _plan(family: PackageFamily, name: str) -> Plan:
     try:
         arguments, size = family.arguments_for(name, _skeleton(family, name), family.own(name).size)
         return family.plan(_skeleton(family, name, **arguments), torch.zeros(1, 3, *size, device="meta"))
+    except TooLarge:
+        raise
     except Exception as error:  # whatever a network raises that is not built as the others are
         raise ValueError(f"{family.prefix}:{name}: cannot be used here: {_first_line(error)}") from None
 
@@ -284,6 +286,8 @@ def _fit(
         try:
             with torch.no_grad():
                 _skeleton(family, name, **arguments)(torch.zeros(2, 3, *size, device="meta"))
+        except TooLarge:
+            raise
         except Exception:  # a size that it does not take; networks say so in many ways
             continue
         return arguments, None if size == (asked or own) and not exact and not arguments else size

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .base import Network, create_model
+from .base import Network, TooLarge, create_model
 
 Layers = Sequence[Sequence[Any]]  # [name, arguments] of each Wrapper, the inner one first
+
+MOST = 10  # wrappers around each other
 
 _wrappers: dict[str, type["Wrapper"]] = {}
 
@@ -45,12 +47,16 @@ def wrap(network: nn.Module, layers: Layers) -> nn.Module:
     """The network with these wrappers around it, untrained. Raises ValueError for what no wrapper can be made of."""
     if not isinstance(layers, (list, tuple)):
         raise ValueError(f"expected a list of wrappers, found {type(layers).__name__}")
+    if len(layers) > MOST:
+        raise ValueError(f"expected at most {MOST} wrappers, found {len(layers)}")
     for layer in layers:
         match layer:
             case [str(name), dict(arguments)] if name in _wrappers:
                 try:
                     network = _wrappers[name](network, **arguments)
-                except (TypeError, RuntimeError, OverflowError) as error:
+                except TooLarge:
+                    raise
+                except Exception as error:  # arguments of a stranger's file can be anything
                     raise ValueError(f"the wrapper {name}: {error}") from None
             case _:
                 raise ValueError(f"unknown wrapper {layer!r:.100}; known: {', '.join(_wrappers) or 'none'}")
@@ -62,7 +68,7 @@ def rebuild(name: str, num_classes: int, images: Any = None, layers: Layers = ()
     return wrap(create_model(name, num_classes, images), layers)
 
 
-def sketch(name: str, layers: Layers = ()) -> nn.Module:
+def sketch(name: str, layers: Layers = (), num_classes: int = 2) -> nn.Module:
     """The network without memory for its weights: to look at, not to run. Raises ValueError as `rebuild` does."""
     with torch.device("meta"):
-        return rebuild(name, 2, layers=layers)
+        return rebuild(name, num_classes, layers=layers)

@@ -46,13 +46,15 @@ class Stage(nn.Module):
 
 
 class WideResNet(Network):
-    """Raises ValueError where depth is not 6n+4 (n blocks in each of the three stages)."""
+    """Raises ValueError where depth is not 6n+4 (n blocks in each of the three stages), or above 1000, or width 100."""
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
         n, rest = divmod(depth - 4, 6)
         if n < 1 or rest:
             raise ValueError(f"the depth of a wide ResNet is 6n+4 (10, 16, 22, 28, 34, 40, ...), not {depth}")
+        if depth > 1000 or width > 100:
+            raise ValueError(f"a wide ResNet's depth is at most 1000, its width at most 100, not {depth} and {width}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = Stage(n, 16, 16 * width, stride=1)
         self.block2 = Stage(n, 16 * width, 32 * width, stride=2)

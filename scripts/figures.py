@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 import dataset
-import models
-from helper import checkpoint
+from helper import checkpoint, networks
 from helper.options import images_of
 from helper.util import UserError, choose_device, mendable
 
@@ -66,8 +65,7 @@ def outputs(path: Path, name: str, *data_options: str | int | None) -> Outputs:
     state = checkpoint.load(path)  # before the data, which may begin with a download
     with mendable(f"{name} on {data_options[0]}"):
         data = load_data(*data_options)
-        network = models.create_model(name, len(data.classes), images_of(data))
-    checkpoint.load_weights(network, name, state, "checkpoint", path)
+    network = networks.restore(name, state, "checkpoint", path, len(data.classes), images_of(data))
     device = choose_device(None)
     network.to(device).eval()
     batches = dataset.ValBatches.of(data, 256, device)

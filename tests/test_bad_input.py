@@ -46,6 +46,7 @@ def bad(tmp_path_factory, teacher):
     (tmp_path / "undecodable" / "train" / "dog" / "2.png").write_bytes(b"not an image")
     (tmp_path / "config.json").write_text('{"epoch": 3}')
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "alpha.json").write_text('{"alpha": 0.5}')
     (tmp_path / "file").write_text("")
     header = "index,label,prediction,confidence\n"
     (tmp_path / "text.csv").write_text(header + "0,cat,1,1\n")
@@ -108,10 +109,17 @@ STUDENT = [
     ("--lr_decay_epochs 210,150", r"--lr_decay_epochs: expected epochs that rise, like 150,180,210, found '210,150'"),
     ("--lr_decay_epochs=-5,150", r"--lr_decay_epochs: expected epochs that rise, .*found '-5,150'"),
     ("--lr_decay_rate 10", r"--lr_decay_rate: expected a number of 0 to 1, found 10"),
-    ("--image_size 0", r"--image_size: expected a whole number of at least 1, found 0"),
+    ("--image_size 0", r"--image_size: expected a whole number of at least 2, found 0"),
+    ("--image_size 1", r"--image_size: expected a whole number of at least 2, found 1"),
+    ("--image_size 4 --model_s vgg8", r"--model_s vgg8 does not take images of 4x4: Given input size"),
+    ("--distill cc --cc_order 1000", r"--cc_order: expected a whole number of 1 to 100, found 1000"),
+    ("--distill fitnet --hint_layer -1", r"--hint_layer: expected a whole number of 0 to 1000, found -1"),
+    ("--distill crd --feat_dim 1000000000", r"--feat_dim: expected a whole number of 1 to 65536, found 1000000000"),
+    ("--distill crd --nce_k 9223372036854775808", r"--nce_k: expected a whole number of 1 to 16777216, found 9223"),
+    ("--distill vid --vid_variance 1e6", r"--vid_variance: expected a number of 0.0001 to 500, found 1e6"),
     ("--image_size 1000000", r"--dataset digits: --image_size 1000000: 1797 images of that size take 5391000 GB"),
     ("--trial first", r"--trial first: not a number, so --seed must be given"),
-    ("--trial 1/2 --seed 1", r"--run_name .*_1/2: expected a folder's name, of at most 255 bytes and without /"),
+    ("--trial 1/2 --seed 1", r"--trial 1/2: is part of the run's name, expected one without /"),
     ("--seed -1", r"--seed: expected a whole number of at least 0, found -1"),
     ("--limit_train 3", r"--limit_train: expected 10 .* found 3"),
     ("--limit_train 100000", r"--limit_train: expected 10 .* found 100000"),
@@ -125,17 +133,29 @@ STUDENT = [
     ("-b 0.8 100", r"'100' belongs to no option; --help lists them"),
     ("-r 0 -a 0 -b 0", r"-r, -a and -b are all 0: nothing would be trained"),
     ("--nce_k 5", r"--nce_k has no effect here: it belongs to .*crd"),
-    ("--distill crd --nce_k 0", r"--distill crd: nce_k must be at least 1"),
-    ("--distill crd --nce_t 0", r"--distill crd: nce_t must be positive, not 0.0"),
-    ("--distill rrd --nce_t_t -1", r"--distill rrd: .*nce_t_t must be positive, not .* -1.0"),
-    ("--distill icd --feat_dim 0", r"--distill icd: feat_dim must be at least 1, not 0"),
+    ("--distill crd --nce_k 0", r"--nce_k: expected a whole number of 1 to 16777216, found 0"),
+    ("--distill crd --nce_t 0", r"--nce_t: expected a number of 0.001 to 1000, found 0"),
+    ("--distill rrd --nce_t_t -1", r"--nce_t_t: expected a number of 0.001 to 1000, found -1"),
+    ("--distill icd --feat_dim 0", r"--feat_dim: expected a whole number of 1 to 65536, found 0"),
     ("--distill crd --mode other", r"--mode: invalid choice: 'other' \(choose from 'exact', 'relax'\)"),
+    ("--distill ab --ab_margin -1e30", r"--ab_margin: expected a number of 0 to 1000000000, found -1e30"),
+    ("--distill sup --on_flip distill", r"--on_flip: expected 3 of distill and nothing, at least 1 .*found distill"),
+    ("--distill ab --init_epochs 0", r"--init_epochs 0: nothing of ab would be left, whose weight \(-b\) is 0"),
+    ("--distill at --warm_up 2", r"--warm_up 2: expected at most the --epochs, 1"),
     ("--distill fitnet --hint_layer 9", r"--distill fitnet: .*9"),
-    ("--kd_T 0", r"--distill kd: kd_T must be positive, not 0.0"),
-    ("--kd_T nan", r"--kd_T/--temperature: expected a number, found nan"),
-    ("--kd_T hot", r"--kd_T/--temperature: expected a number, found 'hot'"),
+    ("--kd_T 0", r"--kd_T/--temperature: expected a number of 0.001 to 1000, found 0"),
+    ("--kd_T nan", r"--kd_T/--temperature: expected a number of 0.001 to 1000, found nan"),
+    ("--kd_T hot", r"--kd_T/--temperature: expected a number of 0.001 to 1000, found 'hot'"),
     # flags
     ("--nosuch 1", r"unknown option --nosuch; --help lists all"),
+    ("--model_s resnet9 --epoch 3", r"unknown option --epoch; near: --epochs"),
+    ("--epochs 0 -z 3", r"unknown option -z; --help lists all"),
+    ("--lr 0.1", r"unknown option --lr; near: --learning_rate"),
+    ("--wd 0.1", r"unknown option --wd; near: --weight_decay"),
+    ("--bs 3", r"unknown option --bs; near: --batch_size"),
+    ("--temp 3", r"unknown option --temp; near: --temperature"),
+    ("--workers 3", r"unknown option --workers; near: --num_workers"),
+    ("--learning-rate 3", r"unknown option --learning-rate; near: --learning_rate"),
     ("--epoch 3", r"unknown option --epoch; near: --epochs"),
     ("--batch-size 32", r"unknown option --batch-size; near: --batch_size"),
     ("--learning_rat=0.1", r"unknown option --learning_rat; near: --learning_rate"),
@@ -214,6 +234,20 @@ def test_teacher_of_another_class_count(bad, teacher, capsys):
     trained(train_student, "--path_t {bad}/seven.pth", bad, teacher, capsys, message)
 
 
+NO_TEACHER = [
+    ("--distill none -a 0.5", "--path_t: --alpha 0.5 needs a teacher's checkpoint"),
+    ("--distill none --config {bad}/alpha.json", "--path_t: --alpha 0.5 needs a teacher's checkpoint"),
+    ("--distill uda", "--path_t: --distill uda needs a teacher's checkpoint"),
+    ("--distill none,at", "--path_t: --distill none,at needs a teacher's checkpoint"),
+    ("--distill none,at -b 0,0 -a 2", "--path_t: --alpha 2 needs a teacher's checkpoint"),
+]
+
+
+@pytest.mark.parametrize("command, message", NO_TEACHER)
+def test_what_needs_a_teacher(command, message, bad, teacher, capsys):
+    trained(train_student, command, bad, teacher, capsys, message)
+
+
 @pytest.mark.parametrize("method", ["kd", "ab", "tfkd"])
 def test_no_teacher(method, bad, teacher, capsys):
     message = f"--path_t: --distill {method} needs a teacher's checkpoint"
@@ -236,7 +270,7 @@ OTHERS = [
     (transfer_student, "--path_s {run}", r"--path_s .*: is a folder, not a file; did you mean .*/last.pth"),
     (transfer_student, "--path_s {bad}/missing.pth", r"--path_s .*missing.pth: no such file"),
     (transfer_student, "--path_s {teacher} --dataset digit", r"--dataset: unknown data set 'digit'; near: digits"),
-    (transfer_student, "--path_t {teacher}", r"the following arguments are required: --path_s"),
+    (transfer_student, "--path_t {teacher}", r"unknown option --path_t; near: --path_s"),
 ]
 
 

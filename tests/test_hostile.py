@@ -170,6 +170,17 @@ def test_config(content, message, teacher, tmp_path, capsys):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "a\ttab", "\udcff", "dash -a", "comma,equals="])
+def test_a_run_in_an_odd_folder_is_repeated_by_its_options(name, tmp_path):
+    folder = tmp_path / name
+    command = ["--dataset", "digits", "--limit_train", "10", "--limit_val", "10", "--device", "cpu", "--epochs", "1"]
+    train_teacher.main([*command, "--model", "resnet8", "--save_folder", str(folder), "--run_name", "r"])
+    options = folder / "models" / "r" / "options.json"
+    before = options.read_text()
+    train_teacher.main(["--config", str(options), "--resume", "never"])
+    assert options.read_text() == before
+
+
 # ---- images ----
 
 

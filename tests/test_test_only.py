@@ -91,7 +91,7 @@ def test_teachers_and_probes(teacher, tmp_path, capsys):
 
 @pytest.mark.parametrize("script, command, message", [
     (train_student, "--distill none --test_only", "--test_only: expected a run of these options, but there is no"),
-    (train_student, "--test_only {teacher}", "--test_only .*: not a resnet8 .the file says resnet14."),
+    (train_student, "--test_only {teacher} --model_s resnet8", "--test_only .*: not a resnet8 .the file says "),
     (train_student, "--test_only nowhere.pth", "--test_only nowhere.pth: no such file"),
     (transfer_student, "--path_s {teacher} --test_only", "--test_only: expected a run of these options"),
 ])  # fmt: skip

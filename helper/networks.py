@@ -1,0 +1,96 @@
+"""The network that a file of weights is of: its name, and the network itself once its weights are seen to fit."""
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dataset
+import models
+
+from . import checkpoint, options
+from .util import UserError, mendable
+
+TIMES = 6  # a package's network is built several times before it is found how to use it
+SLACK = 100, 10**6  # parameters and their elements: of older names, other sizes of images
+
+
+def named(files: dict[str, str | None]) -> str | None:
+    """The network that the first of these (flag -> file) says to be of. Raises UserError where it is not."""
+    for flag, path in files.items():
+        state = checkpoint.load_if_there(path, flag) if path else {}  # a finished run does not need it
+        if state and (name := checkpoint.find_name(state, path, models.is_model)):
+            sketch(name, state, flag, path)
+            return name
+    return None
+
+
+def settle_data(opt: argparse.Namespace) -> None:
+    """Where no data set is given: that of the options in --test_only FILE, with its images' size, or CIFAR-100."""
+    state = checkpoint.load(opt.test_only, "--test_only") if opt.test_only and opt.dataset is None else {}
+    before = state.get("options")
+    if isinstance(before, dict) and "dataset" in before:
+        try:
+            opt.dataset = options.known(dataset.find_dataset)(str(before["dataset"]))
+            if opt.image_size is None and before.get("image_size") is not None:
+                opt.image_size = options.pixels(str(before["image_size"]))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--test_only {opt.test_only}: its options: {error}") from None
+    opt.dataset = opt.dataset or "cifar100"
+
+
+def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
+    """The network without memory for its weights. Raises UserError where the file's weights are not this network's.
+
+    The name and the wrappers may be a stranger's: what is built on the way is at most some times as large as the file.
+    """
+    weights = checkpoint.weights_of(state, flag, path)
+    most = (TIMES * n + slack for n, slack in zip(sizes(weights), SLACK, strict=True))
+    with mendable(f"{flag} {path}"):
+        try:
+            with models.at_most(*most):
+                network = models.sketch(name, layers := state.get("wrapped", []))
+                if layers:  # a wrapped network may have a classifier of its own
+                    network = models.sketch(name, layers, checkpoint.class_count(network, state, flag, path))
+        except models.TooLarge:
+            raise UserError(f"{flag} {path}: not a {checkpoint.name_of(state, name)}: that has more weights") from None
+    if not hasattr(network, "convert"):  # else names and shapes depend on the images
+        checkpoint.compare(network, name, state, flag, path)
+    return network
+
+
+def create(name: str, flag: str, num_classes: int, images: models.Images) -> nn.Module:
+    """An untrained network. Raises UserError where there is none so called, or it does not take such images."""
+    with mendable(f"{flag} {name}"):
+        network = models.create_model(name, num_classes, images)
+    look(network, f"{flag} {name}", images)
+    return network
+
+
+def restore(
+    name: str, state: dict[str, Any], flag: str, path: str, num_classes: int, images: models.Images | None
+) -> nn.Module:
+    """The network with the file's weights. Raises UserError where they are not this network's."""
+    sketch(name, state, flag, path)
+    with mendable(f"{flag} {path}"):
+        network = models.rebuild(name, num_classes, images, state.get("wrapped", []))
+    checkpoint.load_weights(network, name, state, flag, path)
+    look(network, f"{flag} {path}: {name}", images)
+    return network
+
+
+def look(network: nn.Module, what: str, images: models.Images | None) -> None:
+    """Raises UserError where the network does not take such images; those of other packages have been looked at."""
+    if images and not hasattr(network, "convert"):
+        try:
+            models.probe(network, torch.empty(3, *images.size))
+        except RuntimeError as error:
+            sides = "x".join(map(str, images.size))
+            raise UserError(f"{what} does not take images of {sides}: {checkpoint.first_line(error)}") from None
+
+
+def sizes(weights: dict[str, Tensor]) -> tuple[int, int]:
+    """How many tensors there are, and how many elements they have together: what they share counts once."""
+    storages = [(x.untyped_storage(), x.element_size()) for x in weights.values()]
+    return len(weights), sum({storage.data_ptr(): storage.nbytes() // size for storage, size in storages}.values())
