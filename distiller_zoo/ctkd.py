@@ -21,7 +21,6 @@ class CTKD(Distiller, name="ctkd"):
 
     weights = (0.1, 0.0, 0.9)
     reads = ()
-    follows_epoch = True
 
     def __init__(
         self,
@@ -38,6 +37,10 @@ class CTKD(Distiller, name="ctkd"):
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.theta], "lr_scale": self.lr}]
+
+    @property
+    def follows_epoch(self) -> bool:  # type: ignore[override]  # as long as the strength rises
+        return self.epoch <= self.epochs
 
     @property
     def reversal(self) -> float:

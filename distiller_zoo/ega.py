@@ -14,7 +14,7 @@ from .cse_l2 import embedding
 
 class EGA(Distiller, name="ega"):
     """Correlations between the samples' features: the student's with the teacher's are the identity (ega_node), and
-    among themselves the student's are the teacher's (ega_edge).
+    among themselves the student's are the teacher's (ega_edge). The weight of -b is ours: the authors' was not found.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -17,7 +17,10 @@ def correlations(f: Tensor) -> Tensor:
 
 
 class ICKD(Distiller, name="ickd"):
-    """The channels of a map shall be alike as the teacher's are; a convolution brings the student to its number."""
+    """The channels of a map shall be alike as the teacher's are; a convolution brings the student to its number.
+
+    The weight of -b was not checked against the authors' commands.
+    """
 
     weights = (1.0, 0.0, 2.5)
     reads = ("feats",)

@@ -21,6 +21,7 @@ class WKDF(Distiller, name="wkd_f"):
     """Wasserstein distance between normal distributions that have the channels' means and deviations, of the last maps.
 
     wkd_grid: computed in so many cells along each side. wkd_ratio: weight of the means over that of the deviations.
+    The weight of -b is ours: the authors' was not found.
     """
 
     weights = (1.0, 0.0, 1.0)

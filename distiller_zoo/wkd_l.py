@@ -24,6 +24,8 @@ def class_costs(prototypes: Tensor, sharpen: float) -> Tensor:
 class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
     """What it costs to move the student's probabilities to where the teacher's are, near classes being cheap: an
     optimal transport among the classes other than the label, found by Sinkhorn's iteration. The label's part is NKD's.
+
+    The weight of -b is ours: the authors' was not found.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -150,6 +150,7 @@ def test_ctkd_learns_to_make_it_hard() -> None:
         slope = torch.autograd.grad((kd_each(s.logits, t.logits, 1.0) * 0 + kd_at(s, t, T)).mean(), T)[0]
         sigmoid = method.theta.sigmoid()
         shares.append((against / (slope * 20 * sigmoid * (1 - sigmoid))).item())
+    assert not method.follows_epoch, "a recorded step stays as it is"
     assert shares == pytest.approx([-(1 - math.cos(math.pi * e / 10)) / 2 for e in (1, 5, 10, 10)])
     network = torch.nn.Linear(2, 2)
     criterion = Criterion(methods={"ctkd": method}, betas=[1.0])
