@@ -14,7 +14,7 @@ from torch import nn
 import crd  # noqa: F401  registers its methods
 import dataset
 import models
-from distiller_zoo import KD, Distiller, Pair, find_method, method_names, method_options
+from distiller_zoo import KD, Pair, chosen, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
 from helper import checkpoint, export, networks, options, parallel, sweep
@@ -22,7 +22,7 @@ from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
 from helper.step import Precision, Stage
-from helper.teachers import all_teachers, build_teachers, load_teachers, named_teachers
+from helper.teachers import all_teachers, build_teachers, load_teachers
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, mendable, seed_everything
 from helper.validation import test
@@ -84,64 +84,12 @@ class Student(NamedTuple):
     start: dict[str, Any]  # what --path_s holds
 
 
-def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Fills in what depends on other options. Returns the keyword values of each method in use."""
+def settle(opt: argparse.Namespace) -> None:
+    """Fills in what depends on other options."""
     options.settle_seed(opt)
     networks.settle_data(opt)
     opt.model_s = opt.model_s or networks.named({"--test_only": opt.test_only, "--path_s": opt.path_s}) or "resnet8"
-    methods = [find_method(name) for name in opt.distill]
-    opt.distill = [method.name for method in methods]
-    weights = [method.weights for method in methods]
-    # several methods at once: the first one's r and a, each one's b
-    opt.gamma = weights[0][0] if opt.gamma is None else opt.gamma
-    opt.alpha = weights[0][1] if opt.alpha is None else opt.alpha
-    opt.beta = [b for _, _, b in weights] if opt.beta is None else opt.beta
-    if len(opt.beta) != len(methods):
-        raise UserError(f"-b: expected a weight for each of {', '.join(opt.distill)}, found {len(opt.beta)}")
-    if not (opt.gamma or opt.alpha or any(opt.beta)):
-        raise UserError("-r, -a and -b are all 0: nothing would be trained")
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
-    if opt.init_epochs is None:
-        opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
-    published = [method.init_learning_rate for method in methods if method.init_learning_rate]
-    if opt.init_lr_decay_epochs is None:
-        opt.init_lr_decay_epochs = [epoch for method in methods for epoch in method.init_decay_epochs]
-    opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
-    used = opt.distill + ([KD.name] if opt.alpha else [])
-    if opt.alpha and "kd_T" not in opt:
-        opt.kd_T = methods[0].temperature
-    return options.take_method_options(opt, {name: METHOD_OPTIONS[name] for name in used}, METHOD_OPTIONS)
-
-
-def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
-    """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
-    classes = [find_method(name) for name in opt.distill]
-    weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
-    initialised = [cls for cls in classes if cls.init_loss]
-    needing = [cls for cls in weighed if cls.needs_teacher(keywords[cls.name])]
-    taught = bool(opt.alpha or needing)
-    asked = bool(taught or initialised)
-    if opt.pretrained_t and (opt.path_t or not opt.model_t):
-        raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
-    if opt.dot is not None:
-        with mendable(f"--dot {opt.dot:g}"):
-            DOT.check(opt)
-    if opt.warm_up and opt.warm_up > opt.epochs:
-        raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
-    for cls, beta in zip(classes, opt.beta, strict=True):
-        if cls.init_loss and not (beta or opt.init_epochs):
-            raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
-    flag, given = named_teachers(opt)
-    if not given and asked and opt.test_only is None:
-        by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
-        what = f"--alpha {opt.alpha:g}" if by_alpha else f"--distill {','.join(opt.distill)}"
-        raise UserError(f"--path_t: {what} needs a teacher's checkpoint")
-    for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
-        if len(given) > 1 and not cls.all_teachers:
-            raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
-        if opt.cache_teacher and cls.reads:
-            raise UserError(f"--cache_teacher: {cls.name} reads the teacher's maps, which are not kept")
-    return taught, asked
 
 
 def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
@@ -202,8 +150,9 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     keywords, needs = [], []
     for job in jobs:
         with sweep.naming(job.item):
-            keywords.append(settle(job.opt))
-            needs.append(check(job.opt, keywords[-1]))
+            settle(job.opt)
+            keywords.append(chosen.settle(job.opt, METHOD_OPTIONS))
+            needs.append(chosen.check(job.opt, keywords[-1]))
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
         sweep.check_device(device)

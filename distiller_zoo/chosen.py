@@ -1,0 +1,74 @@
+"""What the options of a run say of its methods."""
+
+import argparse
+import inspect
+from typing import Any
+
+from helper import options
+from helper.teachers import named_teachers
+from helper.util import UserError, mendable
+
+from .base import Distiller, find_method
+from .dot import DOT
+from .kd import KD
+
+Flags = dict[str, dict[str, inspect.Parameter]]  # the keywords of each method, by its name
+
+
+def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
+    """Fills in what is published of the methods. Returns the keyword values of each method in use.
+
+    flags: of all methods. Raises UserError for weights that leave nothing, and flags that nothing reads.
+    """
+    methods = [find_method(name) for name in opt.distill]
+    opt.distill = [method.name for method in methods]
+    weights = [method.weights for method in methods]
+    # several methods at once: the first one's r and a, each one's b
+    opt.gamma = weights[0][0] if opt.gamma is None else opt.gamma
+    opt.alpha = weights[0][1] if opt.alpha is None else opt.alpha
+    opt.beta = [b for _, _, b in weights] if opt.beta is None else opt.beta
+    if len(opt.beta) != len(methods):
+        raise UserError(f"-b: expected a weight for each of {', '.join(opt.distill)}, found {len(opt.beta)}")
+    if not (opt.gamma or opt.alpha or any(opt.beta)):
+        raise UserError("-r, -a and -b are all 0: nothing would be trained")
+    if opt.init_epochs is None:
+        opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
+    published = [method.init_learning_rate for method in methods if method.init_learning_rate]
+    if opt.init_lr_decay_epochs is None:
+        opt.init_lr_decay_epochs = [epoch for method in methods for epoch in method.init_decay_epochs]
+    opt.init_learning_rate = opt.init_learning_rate or min(published, default=opt.learning_rate)
+    used = opt.distill + ([KD.name] if opt.alpha else [])
+    if opt.alpha and "kd_T" not in opt:
+        opt.kd_T = methods[0].temperature
+    return options.take_method_options(opt, {name: flags[name] for name in used}, flags)
+
+
+def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
+    """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
+    classes = [find_method(name) for name in opt.distill]
+    weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
+    initialised = [cls for cls in classes if cls.init_loss]
+    needing = [cls for cls in weighed if cls.needs_teacher(keywords[cls.name])]
+    taught = bool(opt.alpha or needing)
+    asked = bool(taught or initialised)
+    if opt.pretrained_t and (opt.path_t or not opt.model_t):
+        raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
+    if opt.dot is not None:
+        with mendable(f"--dot {opt.dot:g}"):
+            DOT.check(opt)
+    if opt.warm_up and opt.warm_up > opt.epochs:
+        raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
+    for cls, beta in zip(classes, opt.beta, strict=True):
+        if cls.init_loss and not (beta or opt.init_epochs):
+            raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
+    flag, given = named_teachers(opt)
+    if not given and asked and opt.test_only is None:
+        by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
+        what = f"--alpha {opt.alpha:g}" if by_alpha else f"--distill {','.join(opt.distill)}"
+        raise UserError(f"--path_t: {what} needs a teacher's checkpoint")
+    for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
+        if len(given) > 1 and not cls.all_teachers:
+            raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
+        if opt.cache_teacher and cls.reads:
+            raise UserError(f"--cache_teacher: {cls.name} reads the teacher's maps, which are not kept")
+    return taught, asked
