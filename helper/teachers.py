@@ -168,7 +168,8 @@ def load_teachers(opt: argparse.Namespace, told: dict[str, Any]) -> list[dict]:
         path = checkpoint.existing(opt.path_t[opt.model_t.index(None)], "--path_t", "last.pth")
         raise UserError(f"--path_t {path}: neither the file nor its folder's name says its network; give --model_t")
     for name, state, path in zip(opt.model_t, states, opt.path_t, strict=True):
-        networks.sketch(name, state, "--path_t", path)
+        if state:
+            networks.sketch(name, state, "--path_t", path)
     return states
 
 
