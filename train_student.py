@@ -84,12 +84,13 @@ class Student(NamedTuple):
     start: dict[str, Any]  # what --path_s holds
 
 
-def settle(opt: argparse.Namespace) -> None:
-    """Fills in what depends on other options."""
+def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Fills in what depends on other options. Returns the keyword values of each method in use."""
     options.settle_seed(opt)
     networks.settle_data(opt)
     opt.model_s = opt.model_s or networks.named({"--test_only": opt.test_only, "--path_s": opt.path_s}) or "resnet8"
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model_s).learning_rate
+    return chosen.settle(opt, METHOD_OPTIONS)
 
 
 def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
@@ -150,8 +151,7 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     keywords, needs = [], []
     for job in jobs:
         with sweep.naming(job.item):
-            settle(job.opt)
-            keywords.append(chosen.settle(job.opt, METHOD_OPTIONS))
+            keywords.append(settle(job.opt))
             needs.append(chosen.check(job.opt, keywords[-1]))
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
