@@ -61,6 +61,11 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
             raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
+    changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
+    reading = [cls.name for cls in classes if cls.reads and cls.name not in changing]
+    if changing and reading:
+        maps = f"{', '.join(changing)} changes the student's maps, which {', '.join(reading)} reads"
+        raise UserError(f"--distill {','.join(opt.distill)}: {maps}: not in one run")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
