@@ -157,7 +157,8 @@ class Harness:
                 for _, _ in zip(range(which), moments(child, folder), strict=False):
                     pass
             else:
-                time.sleep(self.random.uniform(0, seconds))
+                # within a fork's first moments Python itself swallows a Ctrl-C
+                time.sleep(max(0.05, self.random.uniform(0, seconds)))
             if ended(child) is None:
                 if not (folder / "summary.json").exists():
                     break
