@@ -211,9 +211,8 @@ def train_students(students: list[Student], states: list[dict], device: torch.de
     shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
 
     def build(student: Student) -> tuple[Group, Trainee]:
-        augment = shared.augment(student.opt.seed)
-        trainee, views = build_student(student, shared, augment)
-        return shared.group(trainee, views, views is augment), trainee
+        trainee, views = build_student(student, shared, shared.augment(student.opt.seed))
+        return shared.group(trainee, views), trainee
 
     def finished(trainee: Trainee) -> None:
         export.save(trainee.run, trainee.kept, shared.val_batches, options.images_of(data), data.classes)

@@ -70,7 +70,7 @@ class Stage(NamedTuple):
     reads: Sequence[str] = ()  # the maps of the Outputs that the loss reads, of MAPS
     runs_student: bool = True  # False: the loss reads the first teacher alone, whose Output is given in its place
     train_mode: bool = True  # False: the student stays in eval mode, its BatchNorm statistics as they are
-    update: type[Update] = Update
+    update: type[Update] = Update  # the rule of descent
 
     @property
     def log(self) -> str:

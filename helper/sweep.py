@@ -158,10 +158,10 @@ class Shared:
             self.augments[key] = augmentation(self.data, self.device)
         return self.augments[key]
 
-    def group(self, trainee: Trainee, views: Augment | Views, common: bool) -> Group:
-        """The group of the trainee, which it joins later; common: its views are those of all."""
+    def group(self, trainee: Trainee, views: Augment | Views) -> Group:
+        """The group of the trainee, which it joins later: that of its seed and of the very same views."""
         opt = trainee.opt
-        key = opt.seed, None if common else trainee
+        key = opt.seed, id(views)  # the group holds the views, so that no others get their number
         if key not in self.groups:
             teachers = copy.copy(self.asked)
             if opt.cache_teacher:
@@ -208,7 +208,7 @@ def train(
                     here.append(trainee)
                     groups += [group] if group not in groups else []
                     if at_once is None and queue:
-                        at_once = 1 + room_for_more(group, trainee)
+                        at_once = room(group, trainee)
                 fit_groups(groups, signals)
                 for trainee in here:
                     if not trainee.run.failed:
@@ -217,17 +217,17 @@ def train(
                     group.trainees.clear()
 
 
-def room_for_more(group: Group, trainee: Trainee) -> int:
-    """How many students like this one the free memory takes. Its first steps are trained to see what that is."""
+def room(group: Group, trainee: Trainee) -> int | None:
+    """How many students like this one there may be, itself included. Its first steps are trained to see what one takes;
+    None: no step was left of its epoch."""
     before = used_memory_mb(trainee.device)
     group.choose()
     group.begin(together=1)
     steps = group.steps()
-    for _ in zip(range(MEASURED_STEPS), steps, strict=False):
-        pass
+    made = sum(1 for _ in zip(range(MEASURED_STEPS), steps, strict=False))
     steps.close()
     taken = max(used_memory_mb(trainee.device) - before, 1.0)
-    return int(ROOM * free_memory_mb(trainee.device) / taken)
+    return 1 + int(ROOM * free_memory_mb(trainee.device) / taken) if made else None
 
 
 def report(runs: list[tuple[Job, Run]]) -> None:

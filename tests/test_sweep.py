@@ -263,3 +263,15 @@ def test_a_log_of_all(teacher, tmp_path) -> None:
     train_student.main(together(teacher, tmp_path, ["none", "kd"], *more))
     log = (tmp_path / "log").read_text()
     assert len(re.findall(r"^\d{4}-\d\d-\d\d [\d:]{8} \| none \| 1 \|", log, re.M)) == 1, "each line once"
+
+
+def test_a_student_without_steps_left_measures_nothing(teacher, tmp_path, monkeypatch) -> None:
+    """One that was killed between its last epoch and its end says nothing of the memory that the others take."""
+    few = ["--epochs", "1"]
+    alone(teacher, tmp_path, "none", *few)
+    (done,) = runs(tmp_path).values()
+    (done / "summary.json").unlink()
+    measured, room = [], sweep.room
+    monkeypatch.setattr(sweep, "room", lambda *given: measured.append(room(*given)) or measured[-1])
+    train_student.main(together(teacher, tmp_path, ["none", "kd", "pkt"], *few))
+    assert measured[0] is None and measured[1] >= 1 and len(measured) == 2
