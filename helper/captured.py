@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import parallel
+from .checkpoint import first_line
 from .util import UserError
 
 WARM_UPS = 3  # calls that run as they are: kernels are chosen, code is compiled, buffers are made
@@ -106,7 +107,7 @@ class Captured:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise UserError(f"--graph auto: a step cannot be recorded: {reason}; try --graph off") from error
         replay, outputs = call.recorded
         replay()
