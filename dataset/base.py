@@ -19,6 +19,13 @@ class Shared(NamedTuple):
     rank: int  # of this process
 
 
+class Mixed(NamedTuple):
+    """What each image of a batch has been mixed with."""
+
+    labels: Tensor  # [B] int64, of the other images
+    share: Tensor  # [B] float32, how much of each image, and of its label, is its own
+
+
 class Batch(NamedTuple):
     """One step's samples, on the training device."""
 
@@ -28,6 +35,7 @@ class Batch(NamedTuple):
     whole: Shared | None = None  # with several processes
     # index and view of each sample on the CPU, where they were drawn: [B] int64 and [B, ...]
     drawn: tuple[Tensor, Tensor] | None = None
+    mixed: Mixed | None = None  # with mixup or cutmix
 
     @property
     def total(self) -> int:
