@@ -115,7 +115,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     # method
     teacher = teachers[0] if teachers else student
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
-    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs)
+    anew = functools.partial(new_student, opt, {}, data)
+    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew)
     with mendable(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
@@ -132,6 +133,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     beside = {f"teacher{n}": teacher for n, teacher in enumerate(teachers, 1)}
     if opt.path_s and opt.save_predictions:
         beside["start"] = copy.deepcopy(student)
+    for method in methods.values():
+        beside |= {name: net.to(memory_format=torch.channels_last) for name, net in method.beside().items()}
 
     # initialisation and training
     rates = [(opt.init_learning_rate, opt.init_lr_decay_epochs), (opt.learning_rate, opt.lr_decay_epochs)]

@@ -19,6 +19,7 @@ from .cskd import CSKD as CSKD
 from .ctkd import CTKD as CTKD
 from .dist import DIST as DIST
 from .dkd import DKD as DKD
+from .dml import DML as DML
 from .dp import DP as DP
 from .dtkd import DTKD as DTKD
 from .eakd import EAKD as EAKD

@@ -20,6 +20,13 @@ def labels_of(s: Output, batch: Batch) -> Tensor:
     return batch.labels.repeat_interleave(len(s.logits) // len(batch.labels))
 
 
+def beside(network: nn.Module, images: Tensor, s: Output) -> Tensor:
+    """Logits of another network for the images [B, C, H, W] or [B, V, C, H, W], in the student's precision."""
+    half = s.logits.dtype in (torch.float16, torch.bfloat16)  # compute as the loop's networks do
+    with torch.autocast(images.device.type, s.logits.dtype if half else None, enabled=half):
+        return network(images.flatten(0, 1) if images.dim() == 5 else images)
+
+
 def unit(x: Tensor, dim: int = -1) -> Tensor:
     """x divided by its L2 norm along dim. A zero vector stays zero and its gradient stays of order one.
 

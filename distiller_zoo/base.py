@@ -76,6 +76,7 @@ class Pair(NamedTuple):
     labels: Tensor  # [n_data] of the whole training set
     batch_size: int = 64  # samples of a step, on all devices together
     epochs: int = 240  # of the training
+    anew: Callable[[], nn.Module] | None = None  # gives another student, as it is before any training
 
 
 class Distiller(nn.Module):
@@ -139,6 +140,10 @@ class Distiller(nn.Module):
     def wrap(self, student: nn.Module) -> nn.Module:
         """The network that is trained, validated and saved."""
         return student
+
+    def beside(self) -> dict[str, nn.Module]:
+        """Networks of its own whose predictions are saved with the student's, by name."""
+        return {}
 
     def groups(self) -> list[dict[str, Any]]:
         """Groups of its parameters for the optimiser: {"params": [...]}, where they train differently with "lr_scale"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .adapters import labels_of
+from .adapters import beside, labels_of
 from .base import Batch, Output, Pair, Temperature
 from .kl import KL, Classes
 from .mt import most_confident
@@ -50,10 +50,8 @@ class DP(KL, name="dp"):
         return self
 
     def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> Tensor:
-        images = batch.images.flatten(0, 1) if batch.images.dim() == 5 else batch.images
-        half = s.logits.dtype in (torch.float16, torch.bfloat16)  # compute as the loop's networks do
-        with torch.no_grad(), torch.autocast(images.device.type, s.logits.dtype if half else None, enabled=half):
-            z_start = self.start(images)
+        with torch.no_grad():
+            z_start = beside(self.start, batch.images, s)
         return self.each(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
 
     def choose(self, z_start: Tensor, teachers: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import crd  # noqa: E402, F401  (registers its methods)
 import distiller_zoo  # noqa: E402
 from distiller_zoo import Distiller, find_method  # noqa: E402
 from distiller_zoo.criterion import Criterion  # noqa: E402
+from distiller_zoo.dml import mutual  # noqa: E402
 
 TOLERANCE = 1e-9
 
@@ -771,6 +772,12 @@ def pskd(case: Case) -> Tensor:
     return case.call()
 
 
+def dml(case: Case) -> Tensor:
+    z, peers = case.inputs["y_s"], [x for key, x in case.inputs.items() if key.startswith("y_peer")]
+    case.state = {"ce": F.cross_entropy(z, case.inputs["target"]), "kl": mutual(z, peers)}
+    return case.state["ce"] + case.state["kl"]
+
+
 # Name in the manifest -> how to call our method on a case. A new method adds its function here.
 ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "kd": kd,
@@ -838,6 +845,7 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "crld": crld,
     "cskd": cskd,
     "pskd": pskd,
+    "dml": dml,
 }
 
 

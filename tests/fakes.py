@@ -57,11 +57,12 @@ def pair(s: Output, t: Output, labels: Tensor | None = None, teacher_bns: Sequen
     """labels: of the whole training set; two alternating classes of 50 samples where left out."""
     student, teacher = (FakeNet(o.pooled.shape[1], o.logits.shape[1]) for o in (s, t))
     teacher.bns.extend(teacher_bns)
-    return Pair(s, t, student, teacher, torch.arange(50) % 2 if labels is None else labels)
+    pair = Pair(s, t, student, teacher, torch.arange(50) % 2 if labels is None else labels)
+    return pair._replace(anew=lambda: FakeNet(s.pooled.shape[1], s.logits.shape[1]))
 
 
 def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None, views: int = 1) -> Batch:
     """views: how many rows of `s` each sample has."""
     n, device = len(s.logits) // views, s.logits.device
     index = torch.arange(n, device=device) if index is None else index
-    return Batch(torch.zeros(n, 3, 8, 8, device=device), index % 2 if labels is None else labels, index)
+    return Batch(torch.ones(n, 3, 8, 8, device=device), index % 2 if labels is None else labels, index)

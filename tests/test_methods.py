@@ -293,8 +293,8 @@ def twin_mt(m: Distiller, s: Output, t: Output) -> Tensor:
 
 
 def twin_dp(m: Distiller, s: Output, t: Output) -> Tensor:
-    """The images are black, so the old student's logits are its biases."""
-    total, old = 0.0, m.start.head.bias.softmax(0)
+    """The images are white, so the old student's logits are sums of its weights."""
+    total, old = 0.0, (m.start.head.weight.sum(1) + m.start.head.bias).softmax(0)
     for i, (z_s, z_t) in enumerate(zip(s.logits, t.logits, strict=True)):
         p_t = z_t.softmax(0)
         target = p_t if p_t[i % 2] > old[i % 2] else old

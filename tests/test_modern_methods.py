@@ -384,11 +384,61 @@ def test_partners_are_of_the_class() -> None:
         assert set(found[labels[index] == c, 1].tolist()) == set((labels == c).nonzero().flatten().tolist())
 
 
-@pytest.mark.parametrize("name", ["cskd", "pskd"])
+@pytest.mark.parametrize("name", ["cskd", "pskd", "dml"])
 def test_no_teacher(name: str, tmp_path) -> None:
     command = [*QUICK, "--distill", name, "--epochs", "2", "--lr_decay_epochs", "1", "--save_folder", str(tmp_path)]
     train_student.main([*command, "--run_name", "r"])
     assert (tmp_path / "student_model" / "r" / "summary.json").is_file()
+
+
+class Body(torch.nn.Module):
+    """A student of one layer, for the formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(12, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_dml_trains_each_network_as_if_it_were_the_student() -> None:
+    """The gradient of every network is that of its own loss, with the others' predictions as constants."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(6, 3, 2, 2, dtype=torch.float64), torch.arange(6) % 5
+    student = Body()
+    s = output(logits=student(images))
+    method = find_method("dml")(pair(s, s)._replace(anew=Body), dml_peers=2)
+    assert list(method.beside()) == ["peer1", "peer2"]
+    seen = Batch(images, labels, labels)
+    criterion = Criterion(1.0, 0.0, None, {"dml": method}, [1.0])
+    sum(criterion(s, (), seen).values()).backward()
+    networks = [student, *method.peers]
+    for i, network in enumerate(networks):
+        own = F.log_softmax(network(images), dim=1)
+        loss = F.nll_loss(own, labels)
+        for j, other in enumerate(networks):
+            if i != j:
+                p = other(images).softmax(1).detach()
+                loss = loss + (p * (p.log() - own)).sum(1).mean() / 2
+        (grad,) = torch.autograd.grad(loss, network.head.weight)
+        torch.testing.assert_close(network.head.weight.grad, grad)
+
+
+def test_dml_peers_differ_learn_and_are_told(tmp_path) -> None:
+    command = [*QUICK, "--distill", "dml", "--dml_peers", "2", "--epochs", "2", "--lr_decay_epochs", "1"]
+    train_student.main([*command, "--save_folder", str(tmp_path), "--run_name", "r", "--save_predictions"])
+    folder = tmp_path / "student_model" / "r"
+    assert {p.name for p in folder.glob("predictions*.csv")} == {
+        "predictions.csv",
+        "predictions_peer1.csv",
+        "predictions_peer2.csv",
+    }
+    state = torch.load(folder / "last.pth")
+    first = [state["criterion"][f"methods.dml.peers.{i}.conv1.weight"] for i in range(2)]
+    steps = [state["criterion"][f"methods.dml.peers.{i}.bn1.num_batches_tracked"] for i in range(2)]
+    assert not torch.equal(*first) and not torch.equal(first[0], state["model"]["conv1.weight"])
+    assert steps[0] == steps[1] == state["model"]["bn1.num_batches_tracked"] > 0
 
 
 def test_simkd_around_a_fixed_network() -> None:

@@ -58,6 +58,7 @@ ONE_PAIR |= {
     "wsld",
     "crld",
     "cskd",
+    "dml",
     "pskd",
 }
 

@@ -1,0 +1,52 @@
+"""Deep Mutual Learning. Zhang et al., CVPR 2018. https://arxiv.org/abs/1706.00384
+
+L_i = CE(z_i, y) + 1 / (K - 1) sum_j KL(p_j || p_i),  for each of K networks
+
+Differs: all networks step at once, each from what the others said before the step; the authors let one step after the
+other.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import beside, full, labels_of
+from .base import Batch, Count, Distiller, Output, Pair
+from .kd import kd_loss
+
+
+def mutual(z: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """The mean divergence of a network's prediction from those of the others, which get no gradient: a scalar."""
+    return sum(kd_loss(z, other, 1.0) for other in others) / len(others)
+
+
+class DML(Distiller, name="dml"):
+    """Networks that start from different weights learn together, each from the labels and from the others; no teacher.
+
+    dml_peers: how many train beside the student; each is a network as the student. They live in the checkpoint, and
+    --save_predictions keeps theirs too. The term holds their losses as well: leave -b at 1.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    reads = ()
+    standardisable = False  # the peers' logits are not
+
+    def __init__(self, pair: Pair, *, dml_peers: Count = 1) -> None:
+        super().__init__(pair)
+        self.peers = nn.ModuleList(pair.anew() for _ in range(dml_peers))
+
+    @classmethod
+    def needs_teacher(cls, options: dict[str, object]) -> bool:
+        return False
+
+    def beside(self) -> dict[str, nn.Module]:
+        return {f"peer{n}": peer for n, peer in enumerate(self.peers, 1)}
+
+    def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
+        everyone = [s.logits, *(beside(peer, batch.images, s) for peer in self.peers)]
+        labels, loss = labels_of(s, batch), 0.0
+        for i, z in enumerate(everyone):
+            loss = loss + mutual(z, [*everyone[:i], *everyone[i + 1 :]])
+            loss = loss + (F.cross_entropy(full(z), labels) if i else 0.0)
+        return loss
