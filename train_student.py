@@ -62,6 +62,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
     )
+    group.add_argument(
+        "--ea_weights", type=options.above_zero, nargs="?", const=100.0, metavar="BOUND",
+        help="KD and methods weigh samples by their entropies; BOUND: the largest, alone 100 as in EA-KD on KD and DKD",
+    )  # fmt: skip
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
@@ -123,7 +127,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
             augment = method.views(augment)
             student = method.wrap(student)
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
-    criterion.standardise = opt.standardise
+    criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept

@@ -105,7 +105,7 @@ class Distiller(nn.Module):
     # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
     # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True
-    standardisable: ClassVar[bool] = True  # False: the losses need the logits' own scale, whatever --standardise says
+    standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
     epoch: int = 1  # set by the loop
 
@@ -149,9 +149,22 @@ class Distiller(nn.Module):
         """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
         return o._replace(feats=(), preacts=())
 
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The loss of each row of the outputs, [B]. With this in the place of `forward`, samples can have weights."""
+        raise NotImplementedError
+
+    def rest(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
+        """What a method adds to the mean of `each`, from logits as they are: what is no single sample's."""
+        return 0.0
+
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss: one scalar, float32 (float64 for float64 inputs)."""
-        raise NotImplementedError
+        return self.each(s, t, batch).mean() + self.rest(s, t, batch)
+
+    @classmethod
+    def by_sample(cls) -> bool:
+        """Whether its loss is a mean of `each`, whose samples may have weights."""
+        return cls.each is not Distiller.each and cls.forward is Distiller.forward
 
 
 _methods: dict[str, type[Distiller]] = {}

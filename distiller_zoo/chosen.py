@@ -61,6 +61,13 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
             raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
+    if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in weighed)):
+        raise UserError(f"--standardise has no effect: nothing compares logits in --distill {','.join(opt.distill)}")
+    if opt.ea_weights is not None:
+        whole = ", ".join(cls.name for cls in weighed if not cls.by_sample())
+        if whole or not (opt.alpha or weighed):
+            reason = f"the loss of {whole} is no mean over samples" if whole else "nothing compares logits"
+            raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")
     changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
     reading = [cls.name for cls in classes if cls.reads and cls.name not in changing]
     if changing and reading:

@@ -54,7 +54,7 @@ class DP(KL, name="dp"):
         half = s.logits.dtype in (torch.float16, torch.bfloat16)  # compute as the loop's networks do
         with torch.no_grad(), torch.autocast(images.device.type, s.logits.dtype if half else None, enabled=half):
             z_start = self.start(images)
-        return self.each(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
+        return self.of_logits(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
 
     def choose(self, z_start: Tensor, teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The logits to learn from, [B, K]."""

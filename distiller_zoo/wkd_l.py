@@ -30,6 +30,7 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     iterations = 10
 
     def __init__(
@@ -54,9 +55,9 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
             u = a / (v @ kernel.T + 1e-8)
         return (u @ (kernel * self.cost.to(a.dtype)) * v).sum(1)
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         own = is_label(z_s, labels)
         a, b = (without(z / self.T, own).softmax(1) for z in (z_s, z_t))
         moved = self.transport(a, b, (~own).to(a.dtype))
-        return (target_part(z_s, z_t, labels) + self.gamma * moved).mean()
+        return target_part(z_s, z_t, labels) + self.gamma * moved
