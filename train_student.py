@@ -50,6 +50,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("-r", "--gamma", type=options.weight, help="weight of the cross entropy; default: as published")
     group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
     group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
+    group.add_argument(
+        "--weights", choices=["paper", "default"], default="paper",
+        help="paper: what is left out is as published for the pair (configs/cifar100_pairs.csv), else the method's own",
+    )  # fmt: skip
     group.add_argument("--init_epochs", type=options.whole, help="of an initialisation; default: as published")
     group.add_argument(
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
@@ -152,11 +156,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
     jobs = sweep.jobs(parse, argv)
     options.start_log(jobs[0].opt)
-    keywords, needs = [], []
-    for job in jobs:
+    for job in jobs:  # the teacher's name, which the published weights depend on, may be in its file
         with sweep.naming(job.item):
-            keywords.append(settle(job.opt))
-            needs.append(chosen.check(job.opt, keywords[-1]))
+            before = argparse.Namespace(**vars(job.opt) | {"weights": "default"})
+            chosen.check(before, settle(before))
+        for key in ("dataset", "image_size", "model_s"):  # files may have said them, which need not be read again
+            setattr(job.opt, key, getattr(before, key))
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
         sweep.check_device(device)
@@ -165,11 +170,16 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         raise UserError("--dot: expected one process: gradients of two losses do not travel")
     states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
     taught_by = checkpoint.digests("--path_t", first.path_t or [], states)
+    keywords, needs = [], []
+    for job in jobs:
+        job.opt.model_t = first.model_t
+        with sweep.naming(job.item):
+            keywords.append(settle(job.opt))
+            needs.append(chosen.check(job.opt, keywords[-1]))
     load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
         opt = job.opt
-        opt.model_t = jobs[0].opt.model_t
         options.settle_teacher_options(opt, any(asked for _, asked in needs), device)
         methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
         name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"

@@ -102,6 +102,7 @@ class Distiller(nn.Module):
     all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
     reads: ClassVar[tuple[str, ...]] = ("feats", "preacts")  # the maps of both Outputs that the losses read
     warm_up: ClassVar[int] = 0  # published: the weight (-b) rises to its full value over so many epochs
+    kd_warm_up: ClassVar[int] = 0  # the same of the KD term beside it (-a); of several methods the first one's holds
     # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
     # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True

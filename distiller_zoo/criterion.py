@@ -40,7 +40,7 @@ class Criterion(nn.Module):
         warm_up: int | None = None,
     ) -> None:
         super().__init__()
-        self.gamma, self.alpha, self.full_betas = gamma, alpha, betas or []
+        self.gamma, self.alpha, self.full_alpha, self.full_betas = gamma, alpha, alpha, betas or []
         self.betas, self.warm_up = list(self.full_betas), warm_up
         self.kd = kd
         self.methods = nn.ModuleDict(methods or {})
@@ -80,10 +80,15 @@ class Criterion(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Lets the methods' weights rise as far as they have in that epoch, from 1. `warm_up` goes before their own."""
+
+        def risen(ramp: int) -> float:
+            return min(epoch / ramp, 1.0) if ramp else 1.0
+
         for i, method in enumerate(self.methods.values()):
             method.epoch = epoch
-            ramp = method.warm_up if self.warm_up is None else self.warm_up
-            self.betas[i] = self.full_betas[i] * (min(epoch / ramp, 1.0) if ramp else 1.0)
+            self.betas[i] = self.full_betas[i] * risen(method.warm_up if self.warm_up is None else self.warm_up)
+            if not i and method.kd_warm_up:
+                self.alpha = self.full_alpha * risen(method.kd_warm_up if self.warm_up is None else self.warm_up)
 
     def numbers(self) -> tuple[float, ...]:
         """What a recorded step has as constants."""
