@@ -50,6 +50,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("-r", "--gamma", type=options.weight, help="weight of the cross entropy; default: as published")
     group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
     group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
+    group.add_argument(
+        "--weights", choices=["paper", "default"], default="paper",
+        help="paper: what is left out is as published for the pair (configs/cifar100_pairs.csv), else the method's own",
+    )  # fmt: skip
     group.add_argument("--init_epochs", type=options.whole, help="of an initialisation; default: as published")
     group.add_argument(
         "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
@@ -62,6 +66,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
     )
+    group.add_argument(
+        "--ea_weights", type=options.above_zero, nargs="?", const=100.0, metavar="BOUND",
+        help="KD and methods weigh samples by their entropies; BOUND: the largest, alone 100 as in EA-KD on KD and DKD",
+    )  # fmt: skip
     group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
@@ -124,7 +132,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
             augment = method.views(augment)
             student = method.wrap(student)
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
-    criterion.standardise = opt.standardise
+    criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept
@@ -151,11 +159,12 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
     jobs = sweep.jobs(parse, argv)
     options.start_log(jobs[0].opt)
-    keywords, needs = [], []
-    for job in jobs:
+    for job in jobs:  # the teacher's name, which the published weights depend on, may be in its file
         with sweep.naming(job.item):
-            keywords.append(settle(job.opt))
-            needs.append(chosen.check(job.opt, keywords[-1]))
+            before = argparse.Namespace(**vars(job.opt) | {"weights": "default"})
+            chosen.check(before, settle(before))
+        for key in ("dataset", "image_size", "model_s"):  # files may have said them, which need not be read again
+            setattr(job.opt, key, getattr(before, key))
     device = parallel.start(jobs[0].opt)
     if jobs[0].opt.sweep:
         sweep.check_device(device)
@@ -164,11 +173,16 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         raise UserError("--dot: expected one process: gradients of two losses do not travel")
     states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
     taught_by = checkpoint.digests("--path_t", first.path_t or [], states)
+    keywords, needs = [], []
+    for job in jobs:
+        job.opt.model_t = first.model_t
+        with sweep.naming(job.item):
+            keywords.append(settle(job.opt))
+            needs.append(chosen.check(job.opt, keywords[-1]))
     load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
         opt = job.opt
-        opt.model_t = jobs[0].opt.model_t
         options.settle_teacher_options(opt, any(asked for _, asked in needs), device)
         methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
         name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"

@@ -103,10 +103,11 @@ class Distiller(nn.Module):
     all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
     reads: ClassVar[tuple[str, ...]] = ("feats", "preacts")  # the maps of both Outputs that the losses read
     warm_up: ClassVar[int] = 0  # published: the weight (-b) rises to its full value over so many epochs
+    kd_warm_up: ClassVar[int] = 0  # the same of the KD term beside it (-a); of several methods the first one's holds
     # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
     # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True
-    standardisable: ClassVar[bool] = True  # False: the losses need the logits' own scale, whatever --standardise says
+    standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
     epoch: int = 1  # set by the loop
 
@@ -154,9 +155,22 @@ class Distiller(nn.Module):
         """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
         return o._replace(feats=(), preacts=())
 
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The loss of each row of the outputs, [B]. With this in the place of `forward`, samples can have weights."""
+        raise NotImplementedError
+
+    def rest(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
+        """What a method adds to the mean of `each`, from logits as they are: what is no single sample's."""
+        return 0.0
+
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss: one scalar, float32 (float64 for float64 inputs)."""
-        raise NotImplementedError
+        return self.each(s, t, batch).mean() + self.rest(s, t, batch)
+
+    @classmethod
+    def by_sample(cls) -> bool:
+        """Whether its loss is a mean of `each`, whose samples may have weights."""
+        return cls.each is not Distiller.each and cls.forward is Distiller.forward
 
 
 _methods: dict[str, type[Distiller]] = {}

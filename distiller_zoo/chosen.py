@@ -1,7 +1,10 @@
 """What the options of a run say of its methods."""
 
 import argparse
+import csv
+import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 from helper import options
@@ -13,15 +16,56 @@ from .dot import DOT
 from .kd import KD
 
 Flags = dict[str, dict[str, inspect.Parameter]]  # the keywords of each method, by its name
+PAIRS = Path(__file__).resolve().parents[1] / "configs" / "cifar100_pairs.csv"
+
+
+@functools.cache
+def published_pairs() -> dict[tuple[str, str, str], dict[str, str]]:
+    """The rows of PAIRS by method, teacher and student; these are `*` where the source has one value for all pairs."""
+    with open(PAIRS, newline="") as file:
+        return {(row["method"], row["teacher"], row["student"]): row for row in csv.DictReader(file)}
+
+
+def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
+    """Fills in what PAIRS has for the run's networks, where it is left out, and says so in a line.
+
+    A row is a method's alone, on CIFAR-100: not beside another one or several teachers, nor with --standardise or
+    --ea_weights. What the user gives stands, and the rest still comes from the row. options.json has all of it, so that
+    a run goes on, and is repeated, with the values that it began with.
+    """
+    names = opt.distill + (opt.model_t or [])
+    changed = opt.standardise or opt.ea_weights is not None
+    if opt.weights != "paper" or opt.dataset != "cifar100" or len(opt.distill) != 1 or len(names) != 2 or changed:
+        return
+    rows, name = published_pairs(), opt.distill[0]
+    row = rows.get((*names, opt.model_s)) or rows.get((name, "*", "*"))
+    if row is None:
+        return
+    said = []
+    for flag, key in (("r", "gamma"), ("a", "alpha"), ("b", "beta")):
+        if getattr(opt, key) is None:
+            setattr(opt, key, [float(row[flag])] if flag == "b" else float(row[flag]))
+            said.append(f"-{flag} {float(row[flag]):g}")
+    parser = options.Parser(PAIRS.name)
+    options.add_method_options(parser, {name: flags[name]})
+    for key, value in vars(parser.parse_args(row["options"].split())).items():
+        if key in flags[name] and key not in opt:
+            setattr(opt, key, value)
+            said.append(f"--{key}" + ("" if value is True else f" {value:g}" if type(value) is float else f" {value}"))
+    if said:
+        pair = f"{names[1]} > {opt.model_s}"
+        print(f"weights of {name} for {pair}: {' '.join(said)} ({PAIRS.parent.name}/{PAIRS.name})")
 
 
 def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
-    """Fills in what is published of the methods. Returns the keyword values of each method in use.
+    """Fills in what is published of the methods, for the run's pair of networks where that is known.
 
-    flags: of all methods. Raises UserError for weights that leave nothing, and flags that nothing reads.
+    Returns the keyword values of each method in use. flags: of all methods. Raises UserError for weights that leave
+    nothing, and flags that nothing reads.
     """
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
+    take_pair(opt, flags)
     weights = [method.weights for method in methods]
     # several methods at once: the first one's r and a, each one's b
     opt.gamma = weights[0][0] if opt.gamma is None else opt.gamma
@@ -61,6 +105,13 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
             raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
+    if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in weighed)):
+        raise UserError(f"--standardise has no effect: nothing compares logits in --distill {','.join(opt.distill)}")
+    if opt.ea_weights is not None:
+        whole = ", ".join(cls.name for cls in weighed if not cls.by_sample())
+        if whole or not (opt.alpha or weighed):
+            reason = f"the loss of {whole} is no mean over samples" if whole else "nothing compares logits"
+            raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")
     changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
     reading = [cls.name for cls in classes if cls.reads and cls.name not in changing]
     if changing and reading:

@@ -5,6 +5,7 @@ what DDP takes: a mean over samples is weighed by the process's share of them, a
 process on the outputs of all.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .adapters import full, standardise
 from .base import Batch, Distiller, Output
 from .gather import gather
+from .importance import entropy, importance
 from .kd import KD
 
 
@@ -26,6 +28,7 @@ class Criterion(nn.Module):
     """
 
     standardise = False  # set by the script: the methods and KD see logits of mean 0 and deviation 1 over the classes
+    ea_bound: float | None = None  # set by the script: samples weigh by their entropies, of which this is the largest
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Criterion(nn.Module):
         warm_up: int | None = None,
     ) -> None:
         super().__init__()
-        self.gamma, self.alpha, self.full_betas = gamma, alpha, betas or []
+        self.gamma, self.alpha, self.full_alpha, self.full_betas = gamma, alpha, alpha, betas or []
         self.betas, self.warm_up = list(self.full_betas), warm_up
         self.kd = kd
         self.methods = nn.ModuleDict(methods or {})
@@ -77,10 +80,15 @@ class Criterion(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Lets the methods' weights rise as far as they have in that epoch, from 1. `warm_up` goes before their own."""
+
+        def risen(ramp: int) -> float:
+            return min(epoch / ramp, 1.0) if ramp else 1.0
+
         for i, method in enumerate(self.methods.values()):
             method.epoch = epoch
-            ramp = method.warm_up if self.warm_up is None else self.warm_up
-            self.betas[i] = self.full_betas[i] * (min(epoch / ramp, 1.0) if ramp else 1.0)
+            self.betas[i] = self.full_betas[i] * risen(method.warm_up if self.warm_up is None else self.warm_up)
+            if not i and method.kd_warm_up:
+                self.alpha = self.full_alpha * risen(method.kd_warm_up if self.warm_up is None else self.warm_up)
 
     def numbers(self) -> tuple[float, ...]:
         """What a recorded step has as constants."""
@@ -97,18 +105,30 @@ class Criterion(nn.Module):
             labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
             terms["ce"] = self.gamma * batch.share * F.cross_entropy(full(logits), labels)
         if self.alpha:
-            s_kd, *t_kd = (self.seen(x._replace(logits=x.logits[labelled])) for x in (s, *t))
-            terms["kd"] = self.alpha * batch.share * sum(self.kd(s_kd, x, batch) for x in t_kd) / len(t_kd)
+            s_kd, *t_kd = (x._replace(logits=x.logits[labelled]) for x in (s, *t))
+            terms["kd"] = self.alpha * batch.share * sum(self.loss(self.kd, s_kd, x, batch) for x in t_kd) / len(t_kd)
         for (name, method), beta in zip(self.methods.items(), self.betas, strict=True):
             if beta:
-                s_m, *t_m = (self.seen(x) if method.standardisable else x for x in (s, *t))
+                value = over_all(method, functools.partial(self.loss, method), s, t, batch)
                 # -a may have a term of this name already
-                terms[name] = beta * over_all(method, method, s_m, t_m, batch) + terms.get(name, 0.0)
+                terms[name] = beta * value + terms.get(name, 0.0)
         return terms
 
-    def seen(self, o: Output) -> Output:
-        """What of an Output the losses that compare logits see."""
-        return o._replace(logits=standardise(o.logits)) if self.standardise else o
+    def loss(self, method: Distiller, s: Output, t: Any, batch: Batch) -> Tensor:
+        """The method's loss with what --standardise and --ea_weights do to it. t: as the method takes it."""
+        s_m, t_m = (self.seen(o) for o in (s, t)) if self.standardise and method.standardisable else (s, t)
+        if not method.by_sample():
+            return method(s_m, t_m, batch)
+        each = method.each(s_m, t_m, batch)
+        if self.ea_bound is not None:
+            each = each * importance(*(entropy(o.logits, 3.0) for o in (s, t)), self.ea_bound)
+        return each.mean() + method.rest(s, t, batch)
+
+    def seen(self, o: Any) -> Any:
+        """An Output, several, or None, with standardised logits."""
+        if isinstance(o, Output):
+            return o._replace(logits=standardise(o.logits))
+        return o and tuple(self.seen(one) for one in o)
 
     def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
         """The terms of the initialisation stage, unweighted as in RepDistiller."""

@@ -24,6 +24,7 @@ class CRLD(Distiller, name="crld"):
 
     weights = (2.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     sure_weak, sure_strong = 0.9, 0.2
 
     def __init__(

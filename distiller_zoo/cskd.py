@@ -50,6 +50,7 @@ class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     label_all_views = False
 
     def __init__(self, pair: Pair, *, cskd_T: Temperature = 4.0) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Batch, Count, Distiller, Output, Pair, Range, Temperature, Weight
-from .kd import kd_loss
+from .kd import kd_each
 
 
 class CTKD(Distiller, name="ctkd"):
@@ -21,6 +21,7 @@ class CTKD(Distiller, name="ctkd"):
 
     weights = (0.1, 0.0, 0.9)
     reads = ()
+    standardisable = True
 
     def __init__(
         self,
@@ -47,8 +48,8 @@ class CTKD(Distiller, name="ctkd"):
         """What the gradient of the temperature is multiplied by: 0 falls to -1."""
         return (math.cos(math.pi * min(self.epoch / self.epochs, 1.0)) - 1) / 2
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         fixed = self.theta.detach()
         theta = fixed + self.reversal * (self.theta - fixed)
         T = self.lowest + self.range * theta.sigmoid()
-        return kd_loss(s.logits, t.logits, T).sum()
+        return kd_each(s.logits, t.logits, T)

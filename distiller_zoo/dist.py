@@ -22,6 +22,7 @@ class DIST(Distiller, name="dist"):
 
     weights = (1.0, 0.0, 2.0)
     reads = ()
+    standardisable = True
     relational = True
 
     def __init__(

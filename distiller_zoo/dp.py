@@ -52,7 +52,7 @@ class DP(KL, name="dp"):
     def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> Tensor:
         with torch.no_grad():
             z_start = beside(self.start, batch.images, s)
-        return self.each(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
+        return self.of_logits(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
 
     def choose(self, z_start: Tensor, teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The logits to learn from, [B, K]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapters import full, kl_rows
 from .base import Batch, Distiller, Output, Pair, Temperature, Weight
-from .kd import kd_loss
+from .kd import kd_each
 
 
 class DTKD(Distiller, name="dtkd"):
@@ -20,6 +20,7 @@ class DTKD(Distiller, name="dtkd"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     warm_up = 20
     least = 1e-2
 
@@ -29,9 +30,9 @@ class DTKD(Distiller, name="dtkd"):
         super().__init__(pair)
         self.alpha, self.beta, self.T = dtkd_alpha, dtkd_beta, dtkd_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t = full(s.logits), full(t.logits.detach())
         a, b = (z.amax(1, keepdim=True).clamp_min(self.least) for z in (z_s, z_t))
         T_s, T_t = 2 * self.T * a / (a + b), 2 * self.T * b / (a + b)
         each = kl_rows(F.log_softmax(z_s / T_s, dim=1), F.log_softmax(z_t / T_t, dim=1))
-        return self.alpha * ((T_s * T_t).squeeze(1) * each).mean() + self.beta * kd_loss(z_s, z_t, self.T)
+        return self.alpha * (T_s * T_t).squeeze(1) * each + self.beta * kd_each(z_s, z_t, self.T)

@@ -16,11 +16,12 @@ class Hinton(Distiller, name="hinton"):
 
     weights = (0.5, 0.0, 0.5)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, kd_T: Temperature = 4.0) -> None:
         super().__init__(pair)
         self.T = kd_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         p_t = F.softmax(full(t.logits.detach()) / self.T, dim=1)
-        return F.cross_entropy(full(s.logits) / self.T, p_t) * self.T**2
+        return F.cross_entropy(full(s.logits) / self.T, p_t, reduction="none") * self.T**2

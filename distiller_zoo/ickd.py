@@ -19,7 +19,7 @@ def correlations(f: Tensor) -> Tensor:
 class ICKD(Distiller, name="ickd"):
     """The channels of a map shall be alike as the teacher's are; a convolution brings the student to its number.
 
-    The weight of -b was not checked against the authors' commands.
+    -r 1 -a 0 -b 2.5 is the authors' command for resnet8x4, and -a 1 that with KD.
     """
 
     weights = (1.0, 0.0, 2.5)

@@ -34,10 +34,11 @@ class KD(Distiller, name="kd"):
 
     weights = (0.1, 0.9, 0.0)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, kd_T: Temperature = 4.0) -> None:
         super().__init__(pair)
         self.kd_T = kd_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        return kd_loss(s.logits, t.logits, self.kd_T)
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return kd_each(s.logits, t.logits, self.kd_T)

@@ -19,17 +19,18 @@ class KL(Distiller, name="kl"):
 
     weights = (0.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, kl_T: Temperature = 1.0, kl_k: Classes = 0) -> None:
         super().__init__(pair)
         self.T, self.k = kl_T, kl_k
 
-    def each(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+    def of_logits(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         """The loss of each sample, [B], from logits [B, K]."""
         if 0 < self.k < z_t.shape[1]:
             z_t, classes = z_t.detach().topk(self.k, dim=1)
             z_s = z_s.gather(1, classes)
         return kd_each(z_s, z_t, self.T)
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        return self.each(s.logits, t.logits).mean()
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return self.of_logits(s.logits, t.logits)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .adapters import standardise
 from .base import Batch, Output, Pair, Temperature
-from .kd import KD, kd_loss
+from .kd import KD, kd_each
 
 
 class LSKD(KD, name="lskd", aliases=("kd_ls",)):
@@ -16,9 +16,10 @@ class LSKD(KD, name="lskd", aliases=("kd_ls",)):
 
     weights = (0.1, 0.0, 9.0)
     temperature = 2.0
+    standardisable = False  # they are already
 
     def __init__(self, pair: Pair, *, kd_T: Temperature = 2.0) -> None:
         super().__init__(pair, kd_T=kd_T)
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        return kd_loss(standardise(s.logits), standardise(t.logits), self.kd_T)
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        return kd_each(standardise(s.logits), standardise(t.logits), self.kd_T)

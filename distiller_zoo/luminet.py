@@ -23,6 +23,7 @@ class LumiNet(Distiller, name="luminet"):
 
     weights = (2.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     relational = True
     warm_up = 20
 
@@ -30,6 +31,6 @@ class LumiNet(Distiller, name="luminet"):
         super().__init__(pair)
         self.alpha, self.T = luminet_alpha, luminet_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_s, log_t = (F.log_softmax(perceived(full(z)) / self.T, dim=1) for z in (s.logits, t.logits.detach()))
-        return self.alpha**2 * kl_rows(log_s, log_t).mean()
+        return self.alpha**2 * kl_rows(log_s, log_t)

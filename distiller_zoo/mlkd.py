@@ -6,6 +6,7 @@ classes, that the teacher is less sure of than of the median one is a factor of 
 among them, and the strong view has three of the five temperatures.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from dataset.autoaugment import AutoAugment
 
 from .adapters import full
 from .base import Batch, Distiller, Output
-from .kd import kd_loss
+from .kd import kd_each
 
 
 def up_to_median(x: Tensor) -> Tensor:
@@ -42,6 +43,7 @@ class MLKD(Distiller, name="mlkd"):
 
     weights = (0.2, 0.0, 0.9)
     reads = ()
+    standardisable = True
     relational = True
     temperatures = (4.0, 3.0, 5.0, 2.0, 6.0)
     of_strong = 3  # so many of these
@@ -49,15 +51,22 @@ class MLKD(Distiller, name="mlkd"):
     def views(self, augment: Augment) -> AutoAugment:
         return AutoAugment(augment)
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
-        (weak_s, strong_s), (weak_t, strong_t) = ((z[::2], z[1::2]) for z in (full(s.logits), full(t.logits.detach())))
-        p_t = weak_t.softmax(1)
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """KD. s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
+        z_s, z_t = full(s.logits), full(t.logits.detach())
+        kd = [kd_each(z_s, z_t, T).unflatten(0, (-1, 2)) for T in self.temperatures]  # [B, 2] each
+        weak, strong = sum(kd)[:, 0], sum(kd[: self.of_strong])[:, 1]
+        repeated = sum(kd[self.of_strong :])[:, 0]
+        samples = up_to_median(z_t[::2].softmax(1).amax(1))
+        return 2 * torch.stack([samples * weak + repeated, strong], 1).flatten()  # the mean is over both views
+
+    def rest(self, s: Output, t: Output, batch: Batch) -> Tensor:
+        """The relations, in the weak view."""
+        z_s, z_t = full(s.logits[::2]), full(t.logits.detach()[::2])
+        p_t = z_t.softmax(1)
         samples, classes = up_to_median(p_t.amax(1)), up_to_median(p_t.sum(0))
         loss = 0.0
-        for i, T in enumerate(self.temperatures):
-            kd = kd_loss(weak_s, weak_t, T)
-            p_s, p_t = F.softmax(weak_s / T, dim=1), F.softmax(weak_t / T, dim=1)
-            loss = loss + samples * (kd + batch_level(p_s, p_t)) + classes * class_level(p_s, p_t)
-            loss = loss + (kd_loss(strong_s, strong_t, T) if i < self.of_strong else kd)
+        for T in self.temperatures:
+            p_s, p_t = F.softmax(z_s / T, dim=1), F.softmax(z_t / T, dim=1)
+            loss = loss + samples * batch_level(p_s, p_t) + classes * class_level(p_s, p_t)
         return loss

@@ -35,6 +35,7 @@ class MT(Distiller, name="mt", aliases=("multikd",)):
 
     weights = (0.5, 0.0, 0.5)
     reads = ()
+    standardisable = True
     temperature = 5.0
     all_teachers = True
 

@@ -28,12 +28,13 @@ class NKD(Distiller, name="nkd"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, nkd_gamma: Weight = 1.5, nkd_T: Temperature = 1.0) -> None:
         super().__init__(pair)
         self.gamma, self.T = nkd_gamma, nkd_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         others = other_part(z_s, z_t, labels, self.T)
-        return (target_part(z_s, z_t, labels) + self.gamma * others).mean()
+        return target_part(z_s, z_t, labels) + self.gamma * others

@@ -22,6 +22,7 @@ class NormKD(Distiller, name="normkd"):
 
     weights = (0.1, 0.0, 0.9)
     reads = ()
+    standardisable = True
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class NormKD(Distiller, name="normkd"):
         """[B, 1]"""
         return self.T * (centred(z, 1)[1] / max(z.shape[1] - 1, 1)).sqrt()
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t = full(s.logits), full(t.logits.detach())
         T_t = self.temperature_of(z_t)
         z_s, z_t = z_s / self.temperature_of(z_s), z_t / T_t
@@ -48,4 +49,4 @@ class NormKD(Distiller, name="normkd"):
         else:
             target, others = decoupled(z_s, z_t, labels_of(s, batch))
             each = self.alpha * target + self.beta * others
-        return (T_t.squeeze(1).square() * each).mean()
+        return T_t.squeeze(1).square() * each

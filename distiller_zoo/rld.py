@@ -29,6 +29,7 @@ class RLD(Distiller, name="rld"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    standardisable = True
     warm_up = 20
 
     def __init__(
@@ -43,10 +44,10 @@ class RLD(Distiller, name="rld"):
         super().__init__(pair)
         self.alpha, self.beta, self.T, self.label_T = rld_alpha, rld_beta, rld_T, rld_label_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         log_s, log_t = one_and_rest(z_s / self.label_T, labels), one_and_rest(z_t / self.label_T, z_t.argmax(1))
         confidence = self.label_T**2 * kl_rows(log_s, log_t)
         dropped = z_t >= z_t.gather(1, labels.unsqueeze(1))  # where nothing is left, both are uniform
         log_s, log_t = (F.log_softmax(without(z / self.T, dropped), dim=1) for z in (z_s, z_t))
-        return (self.alpha * confidence + self.beta * self.T**2 * kl_rows(log_s, log_t)).mean()
+        return self.alpha * confidence + self.beta * self.T**2 * kl_rows(log_s, log_t)

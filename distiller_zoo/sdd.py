@@ -48,20 +48,20 @@ class SDD(Distiller, name="sdd"):
         fine = F.adaptive_avg_pool2d(f, 4)
         return torch.cat([F.adaptive_avg_pool2d(fine, n).flatten(2) for n in self.cells], 2).unsqueeze(2)
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s = classify(self.head_s[0], self.regions(self.map_s(s)))
         z_t = classify(self.head_t, self.regions(self.map_t(t).detach()))
-        return self.region_loss(z_s.squeeze(2), z_t.squeeze(2), labels_of(s, batch))
+        return self.of_regions(z_s.squeeze(2), z_t.squeeze(2), labels_of(s, batch))
 
-    def region_loss(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
-        """Logits of regions [B, K, N], the first of which is the whole."""
+    def of_regions(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each sample, [B], from logits of regions [B, K, N], the first of which is the whole."""
         right = z_t.argmax(1) == labels.unsqueeze(1)
         weight = 1.0 + (right != right[:, :1]).to(z_s.dtype)  # [B, N]
         labels = labels.repeat_interleave(z_s.shape[2])
         z_s, z_t = (z.transpose(1, 2).flatten(0, 1) for z in (z_s, z_t))
-        return (weight.flatten() * self.each(z_s, z_t, labels)).mean()
+        return (weight * self.of_rows(z_s, z_t, labels).view_as(weight)).mean(1)
 
-    def each(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
+    def of_rows(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
         """Loss of each row."""
         if self.form == "nkd":
             return target_part(z_s, z_t, labels) + self.beta * other_part(z_s, z_t, labels, self.T)

@@ -18,7 +18,6 @@ class SRRL(Distiller, name="srrl"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ("feats",)
-    standardisable = False
 
     def __init__(self, pair: Pair, *, srrl_logit: Weight = 1.0) -> None:
         super().__init__(pair)

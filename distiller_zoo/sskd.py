@@ -65,6 +65,7 @@ class SSKD(Distiller, name="sskd"):
 
     weights = (0.1, 0.9, 1.0)
     reads = ()
+    standardisable = True
     init_epochs = 60
     init_runs_student = False
     init_decay_epochs = (30, 45)

@@ -48,7 +48,7 @@ class Sup(XEKL, name="sup"):
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         labels = labels_of(s, batch)
         right_s, right_t = s.logits.argmax(1) == labels, t.logits.argmax(1) == labels
-        each = self.each(s.logits, t.logits)
+        each = self.of_logits(s.logits, t.logits)
         keep = torch.full_like(each, self.neutral)
         keep = keep.masked_fill(right_t & ~right_s, self.positive).masked_fill(right_s & ~right_t, self.negative)
         return (each * keep).sum() / keep.sum().clamp(min=1)

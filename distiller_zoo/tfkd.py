@@ -25,6 +25,7 @@ class TFKD(Distiller, name="tfkd"):
 
     weights = (0.9, 0.0, 0.1)
     reads = ()
+    standardisable = True
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class Triplet(Distiller, name="triplet"):
 
     weights = (0.0, 0.5, 0.5)
     reads = ()
+    standardisable = True
     temperature = 5.0
     relational = True
 

@@ -13,6 +13,7 @@ class TripletCosine(Distiller, name="triplet_cosine"):
 
     weights = (0.0, 0.5, 0.5)
     reads = ()
+    standardisable = True
     temperature = 5.0
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

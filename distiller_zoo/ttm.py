@@ -19,15 +19,12 @@ class TTM(Distiller, name="ttm"):
 
     weights = (1.0, 0.0, 45.0)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, ttm_gamma: Annotated[float, Range(float, 0, 1000, "(]")] = 0.1) -> None:
         super().__init__(pair)
         self.power = ttm_gamma
 
-    def each(self, s: Output, t: Output) -> Tensor:
-        """[B]"""
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_t = F.log_softmax(full(t.logits.detach()) * self.power, dim=1)
         return kl_rows(F.log_softmax(full(s.logits), dim=1), log_t)
-
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        return self.each(s, t).mean()

@@ -22,6 +22,7 @@ class UDA(Distiller, name="uda"):
 
     weights = (0.5, 0.5, 0.0)
     reads = ()
+    standardisable = True
     temperature = 5.0
 
     @classmethod

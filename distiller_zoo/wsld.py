@@ -15,14 +15,15 @@ class WSLD(Distiller, name="wsld"):
 
     weights = (1.0, 0.0, 2.5)
     reads = ()
+    standardisable = True
 
     def __init__(self, pair: Pair, *, wsld_T: Temperature = 2.0) -> None:
         super().__init__(pair)
         self.T = wsld_T
 
-    def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         hard_s, hard_t = (F.cross_entropy(z, labels, reduction="none") for z in (z_s.detach(), z_t))
         weight = 1 - (-hard_s / (hard_t + 1e-7)).exp()
         soft = F.cross_entropy(z_s / self.T, F.softmax(z_t / self.T, dim=1), reduction="none")
-        return self.T**2 * (weight * soft).mean()
+        return self.T**2 * weight * soft

@@ -21,7 +21,17 @@ from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
-FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
+FREE |= {
+    "weights",
+    "data_folder",
+    "save_folder",
+    "cache_teacher",
+    "cache_gb",
+    "memory_gb",
+    "run_log",
+    "export",
+    "graph",
+}
 
 
 class Parser(OneLineParser):

@@ -5,8 +5,8 @@ python scripts/summarize.py save --out results/mine --runs --figures
 
 A row is all runs that differ in nothing but trial, seed, names, folders and device (probes: those of their students
 included): mean ± sample deviation of the last epoch. The gain is over `none` with the same network, data and training
-options. Published numbers (results/published.csv) are those of the last of 240 epochs on CIFAR-100, and on ImageNet
-those of torchdistill's recipes (configs/ilsvrc2012), whose best epoch is reported.
+options. Published numbers (results/published.csv) say whether they are the last epoch's or the best one's, or that this
+is unstated. `over published` compares like with like, and is empty where it is unstated.
 What goes to --out is there to be published: absolute paths of this machine are shortened.
 """
 
@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import operator
 import os
 import shutil
 import statistics
@@ -25,7 +26,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -37,7 +38,7 @@ from scripts.pipe import quiet_end  # noqa: E402
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
 METHOD = {"distill", "gamma", "alpha", "beta", "path_t", "model_t"}
-METHOD |= {"init_epochs", "init_learning_rate", "init_lr_decay_epochs"}
+METHOD |= {"init_epochs", "init_learning_rate", "init_lr_decay_epochs", "standardise", "ea_weights"}
 STUDENT = "student's "  # goes before the options of the run whose network is probed
 
 
@@ -106,11 +107,17 @@ def find_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
     return runs, broken
 
 
+class Published(NamedTuple):
+    accuracy: float  # %
+    epoch: str  # last, best or unstated
+
+
 @functools.cache
-def read_published() -> dict[tuple[str, str, str, str], float]:
-    """Accuracy by (data set, method, teacher, student). Networks alone are `none` without a teacher."""
+def read_published() -> dict[tuple[str, str, str, str], Published]:
+    """By (data set, method, teacher, student). Networks alone are `none` without a teacher."""
     rows = csv.DictReader((ROOT / "results" / "published.csv").read_text().splitlines())
-    return {(r["data"], r["method"], r["teacher"], r["student"]): float(r["accuracy"]) for r in rows}
+    key = operator.itemgetter("data", "method", "teacher", "student")
+    return {key(row): Published(float(row["accuracy"]), row["epoch"]) for row in rows}
 
 
 class Row:
@@ -195,11 +202,13 @@ def gain(row: Row, rows: list[Row]) -> float | None:
     return statistics.mean(row.last) - statistics.mean(none.last) if none else None
 
 
-def published(row: Row) -> float | None:
+def published(row: Row) -> Published | None:
     if row.kind == "probes":
         return None
     method = "none" if row.method == "alone" else row.method
     method += "+kd" if row.weights["a"] and method != "kd" else ""
+    plug_ins = ("standardise", "ea_weights", "dot")  # a method's numbers are not those of what is put in front of it
+    method += "".join(f"+{key}" for key in plug_ins if row.runs[0].told.get(key) not in (None, False))
     teacher = "" if method == "none" else row.pair["teacher"].partition("@")[0]  # the size is ImageNet's own
     return read_published().get((row.pair["data"], method, teacher, row.pair["network"]))
 
@@ -207,6 +216,8 @@ def published(row: Row) -> float | None:
 def cells(row: Row, rows: list[Row]) -> dict[str, Any]:
     """The row in table.csv, by column; None is empty."""
     shown = ("gamma", "alpha", "beta")  # in columns of their own
+    told = published(row)
+    own = {"last": row.last, "best": row.best}.get(told.epoch) if told else None  # like with like
     return {
         **row.pair,
         "method": row.method,
@@ -216,7 +227,9 @@ def cells(row: Row, rows: list[Row]) -> dict[str, Any]:
         "last_mean": statistics.mean(row.last),
         "last_deviation": deviation(row.last),
         "gain": gain(row, rows),
-        "published": published(row),
+        "published": told and told.accuracy,
+        "published_epoch": told and told.epoch,
+        "over_published": statistics.mean(own) - told.accuracy if own else None,
         "best_mean": statistics.mean(row.best),
         "best_deviation": deviation(row.best),
         **{f"last_seed_{run.options['seed']}": run.last for run in row.runs},
@@ -234,7 +247,8 @@ def printed(cell: dict[str, Any]) -> dict[str, str]:
         "seeds": str(cell["seeds"]),
         "last epoch": " ± ".join(filter(None, [number("last_mean"), number("last_deviation")])),
         "gain over none": number("gain", "+.2f"),
-        "published": number("published"),
+        "published": " ".join(filter(None, [number("published"), cell["published_epoch"]])),
+        "over published": number("over_published", "+.2f"),
         "best epoch": " ± ".join(filter(None, [number("best_mean"), number("best_deviation")])),
     }
 

@@ -707,7 +707,7 @@ def sdd(case: Case) -> Tensor:
     logits = ({"logits": i[f"y_{x}"][:, :, 0]} for x in "st")
     module = case.build("sdd", *logits, sdd_form=form, **options)
     case.load({})
-    return module.region_loss(i["y_s"], i["y_t"], i["target"])
+    return module.of_regions(i["y_s"], i["y_t"], i["target"]).mean()
 
 
 def kdpp(case: Case) -> Tensor:

@@ -172,6 +172,18 @@ def test_weights_rise() -> None:
     flagged = Criterion(1.0, 0.5, None, {"warm": warm, "cold": cold}, [2.0, 3.0], warm_up=2)
     flagged.set_epoch(1)
     assert flagged.betas == [1.0, 1.5]
+    assert flagged.alpha == 0.5
+    warm.kd_warm_up = 4
+    for first in (True, False):
+        methods = {"warm": warm, "cold": cold} if first else {"cold": cold, "warm": warm}
+        criterion = Criterion(1.0, 0.5, None, methods, [2.0, 3.0])
+        rising = []
+        for epoch in range(1, 6):
+            criterion.set_epoch(epoch)
+            rising.append(criterion.numbers()[1])
+        assert rising == ([0.125, 0.25, 0.375, 0.5, 0.5] if first else [0.5] * 5)
+    flagged.set_epoch(1)
+    assert flagged.alpha == 0.25
     warm.follows_epoch = True
     assert flagged.numbers()[-1] == 1
 

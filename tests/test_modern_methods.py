@@ -1,6 +1,7 @@
 """What tells a right implementation of the methods since 2020 from a wrong one, where reference numbers do not."""
 
 import argparse
+import copy
 import math
 
 import pytest
@@ -8,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from conftest import QUICK, weights
 from fakes import Fixed, batch, output, pair
-from test_methods import EQUAL, example, make_output
+from test_methods import EQUAL, example, make_output, views_of
 from torch import Tensor
 
 import dataset
 import models
 import train_student
 from dataset.base import Shared
-from distiller_zoo import KD, Batch, Output, Pair, find_method
+from distiller_zoo import KD, Batch, Output, Pair, find_method, method_names
 from distiller_zoo.adapters import ClassifierMap, classify, standardise
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.cskd import Partners
@@ -137,6 +138,130 @@ def test_option_on_the_command_line(teacher, tmp_path) -> None:
         found.append(weights(tmp_path / "student_model" / str(n) / "last.pth"))
     assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
     assert not torch.equal(found[0]["fc.weight"], found[2]["fc.weight"])
+
+
+READS_LOGITS_AS_THEY_ARE = {"lskd", "ofa", "pskd", "srrl"}
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_standardised_where_logits_are_compared(name: str) -> None:
+    """A method is standardisable exactly where its loss depends on logits, but for those that need their scale."""
+    s, t = example(8)
+    method = find_method(name)(pair(s, t))
+    criterion = Criterion(0.0, methods={name: method}, betas=[1.0])
+    seen, all_teachers = batch(s, views=views_of(name)), [t]
+    if name in ("pskd", "rrd", "crd"):
+        criterion.eval()
+    other = s._replace(logits=s.logits.flip(1) * 2), [t._replace(logits=t.logits.roll(1, 1) ** 2)]
+    states = [copy.deepcopy(criterion.state_dict()) for _ in range(3)]
+
+    def value(s: Output, t: list[Output]) -> Tensor:
+        criterion.load_state_dict(states.pop())
+        torch.manual_seed(0)
+        return criterion(method.wrap(Fixed(s))(None, is_feat=True), t, seen)[name].detach()
+
+    plain, changed = value(s, all_teachers), value(*other)
+    criterion.standardise = True
+    standardised = value(s, all_teachers)
+    assert (plain != standardised) == find_method(name).standardisable
+    assert (plain != changed) == (find_method(name).standardisable or name in READS_LOGITS_AS_THEY_ARE)
+
+
+BY_SAMPLE = [name for name in method_names() if find_method(name).by_sample()]
+
+
+def test_methods_that_weigh_samples() -> None:
+    assert set(BY_SAMPLE) == set(
+        "kd lskd dkd nkd rld normkd dtkd ctkd wsld hinton luminet wkd_l ttm wttm kl xekl sdd mlkd".split()
+    )
+
+
+@pytest.mark.parametrize("name", BY_SAMPLE)
+def test_weights_of_samples(name: str) -> None:
+    """Each sample's loss counts as much as its entropies say, by the formula; equal weights leave the loss as it is."""
+    s, t = example(6)
+    method = find_method(name)(pair(s, t))
+    seen = batch(s, views=views_of(name))
+    criterion = Criterion(0.0, methods={name: method}, betas=[1.0])
+    plain = criterion(s, [t], seen)[name]
+    torch.testing.assert_close(plain, method(s, t, seen))
+    each = method.each(s, t, seen)
+    assert each.shape == (len(s.logits),) and each.dtype == torch.float32
+    criterion.ea_bound = 4.6
+    p_s, p_t = ((o.logits.double() / 3).softmax(1) for o in (s, t))
+    h_s, h_t = (-(p * p.log()).sum(1) for p in (p_s, p_t))
+    weight = ((h_t + h_t * h_s / 4.6) / 2).float().detach()
+    expected = (weight * each).mean() + (plain - each.mean())
+    found = criterion(s, [t], seen)[name]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, plain)
+
+
+@pytest.mark.parametrize("form", ["kd", "dkd"])
+def test_eakd_is_a_method_with_the_weights(form: str) -> None:
+    s, t = of(logits(0)), of(logits(1))
+    criterion = Criterion(0.0, methods={form: build(form, s, t)}, betas=[1.0])
+    criterion.ea_bound = 100.0
+    expected = build(f"eakd {form}", s, t)(s, t, batch(s))
+    torch.testing.assert_close(criterion(s, [t], batch(s))[form], expected, rtol=1e-7, atol=0)
+    if form == "kd":
+        criterion = Criterion(0.0, 1.0, KD(pair(s, t)))
+        criterion.ea_bound = 100.0
+        assert torch.equal(criterion(s, [t], batch(s))["kd"], expected)
+
+
+def test_relations_are_neither_weighed_nor_standardised() -> None:
+    """As in the authors' MLD with EA and LS: KD alone is."""
+    z_s, z_t = logits(0, 8), logits(1, 8)
+    s, t = of(z_s), of(z_t)
+    method = build("mlkd", s, t)
+    criterion = Criterion(0.0, methods={"mlkd": method}, betas=[1.0])
+    criterion.standardise, criterion.ea_bound = True, math.log(10)
+    seen = batch(s, views=2)
+    found = criterion(s, [t], seen)["mlkd"]
+    p_s, p_t = ((z / 3).softmax(1) for z in (z_s, z_t))
+    h_s, h_t = (-(p * (p + 1e-10).log()).sum(1) for p in (p_s, p_t))
+    weight = (h_t + h_t * h_s / math.log(10)) / 2
+    expected = method.rest(s, t, seen)
+    a, b = standardise(z_s), standardise(z_t)
+    for T in (4.0, 3.0, 5.0, 2.0, 6.0):
+        kd = weight * kd_each(a, b, T)
+        expected = expected + 0.5 * kd[::2].mean() + (kd[1::2] if T in (4.0, 3.0, 5.0) else kd[::2]).mean()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["dkd --standardise", "mlkd --standardise", "mlkd --ea_weights 4.6", "mlkd --standardise --ea_weights 4.6"]
+    + ["dkd --ea_weights", "kd --ea_weights", "ctkd --ea_weights", "wttm,crd -a 0 -b 4,0.8 --ttm_gamma 0.2 --nce_k 8"],
+)
+def test_published_combinations(flags: str, teacher, tmp_path) -> None:
+    command = [*QUICK, "--path_t", str(teacher), "--epochs", "1", "--save_folder", str(tmp_path), "--run_name", "r"]
+    train_student.main([*command, "--distill", *flags.split()])
+    told = train_student.parse(["--config", str(tmp_path / "student_model" / "r" / "options.json")])
+    assert (told.standardise, told.ea_weights) == (
+        "--standardise" in flags, 4.6 if "4.6" in flags else 100.0 if "--ea" in flags else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("fitnet --standardise", "--standardise has no effect: nothing compares logits in --distill fitnet"),
+        ("none --standardise", "--standardise has no effect: nothing compares logits in --distill none"),
+        ("dkd,sdd -b 0,1 --standardise", "--standardise has no effect: nothing compares logits in --distill dkd,sdd"),
+        ("dist --ea_weights", "--ea_weights: the loss of dist is no mean over samples in --distill dist"),
+        ("eakd --ea_weights", "--ea_weights: the loss of eakd is no mean over samples in --distill eakd"),
+        ("dkd,sp,at --ea_weights", "--ea_weights: the loss of sp, at is no mean over samples in --distill dkd,sp,at"),
+        ("none --ea_weights", "--ea_weights: nothing compares logits in --distill none"),
+        ("kd --ea_weights 0", "--ea_weights: expected a number above 0, found 0"),
+    ],
+)
+def test_plug_ins_without_effect(flags: str, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_student.main([*QUICK, "--path_t", "missing.pth", "--distill", *flags.split()])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
 
 
 def test_ctkd_learns_to_make_it_hard() -> None:

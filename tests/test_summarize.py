@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from conftest import QUICK, ROOT
 
+import crd  # noqa: F401  registers its methods
 import train_student
 import transfer_student
+from distiller_zoo import find_method, method_names
 from helper.run import as_csv
 from scripts import summarize
 
@@ -83,15 +85,20 @@ def test_the_table(save, capsys):
     assert rows["crd"] == {
         "data": "cifar100", "network": "resnet8x4", "teacher": "resnet32x4", "method": "crd", "r": "1.0", "a": "0.0",
         "b": "0.8", "seeds": "3", "last epoch": "75.00 ± 1.00", "gain over none": "+2.00",
-        "published": "75.51", "best epoch": "75.00 ± 1.00",
+        "published": "75.51 last", "over published": "-0.51", "best epoch": "75.00 ± 1.00",
     }  # fmt: skip
     assert (
         rows["kd"]["last epoch"] == "73.50" and rows["kd"]["seeds"] == "1" and rows["kd"]["gain over none"] == "+0.50"
     )
     assert rows["none"]["best epoch"] == "75.00 ± 0.00" and rows["none"]["gain over none"] == ""
-    assert rows["none"]["published"] == "72.50" and rows["kd"]["published"] == "73.33"
+    assert rows["none"]["published"] == "72.50 last" and rows["kd"]["published"] == "73.33 last"
     (teacher,) = table_of(out, "Teachers")
-    assert teacher["published"] == "79.42" and "r" not in teacher and "gain over none" not in teacher
+    assert (
+        teacher["published"] == "79.42 last"
+        and teacher["over published"] == "-0.42"
+        and "r" not in teacher
+        and "gain over none" not in teacher
+    )
 
 
 def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
@@ -109,10 +116,22 @@ def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
 def test_published_numbers():
     published = summarize.read_published()
     cifar = [key for key in published if key[0] == "cifar100"]
-    assert len([key for key in cifar if key[2]]) == 13 * 17 - 7  # 13 pairs; FSP lacks 7 of them
+    kinds = {epoch: [key for key in cifar if published[key].epoch == epoch] for epoch in ("last", "best", "unstated")}
+    assert sum(map(len, kinds.values())) == len(cifar)
+    assert len([key for key in kinds["last"] if key[2]]) == 13 * 13 - 7  # 13 pairs; FSP lacks 7 of them
     assert len([key for key in cifar if not key[2]]) == 15  # networks alone
-    assert published["cifar100", "rrd+kd", "resnet32x4", "ShuffleV2"] == 76.83
-    assert published["cifar100", "at", "vgg13", "MobileNetV2"] == 59.4
+    assert published["cifar100", "rrd+kd", "resnet32x4", "ShuffleV2"] == (76.83, "unstated")
+    assert published["cifar100", "at", "vgg13", "MobileNetV2"] == (59.4, "last")
+    assert published["cifar100", "dkd", "resnet32x4", "resnet8x4"] == (76.32, "best")
+    pairs = {key[2:] for key in kinds["last"] if key[2]}
+    assert len(pairs) == 13 and {key[2:] for key in cifar if key[2]} == pairs
+    plug_ins = {"kd", "standardise", "dot"}
+    for _, method, _, _ in cifar:
+        name, *more = method.split("+")
+        assert name in method_names() and set(more) <= plug_ins
+        assert ("kd" in more) <= bool(find_method(name).weights[1] or name in ("crd", "icd", "rrd", "srrl", "ickd"))
+    text = (ROOT / "results" / "published.csv").read_text().splitlines()
+    assert len(text) - 1 == len(published) and not any("[M]" in line for line in text)
     assert ("cifar100", "fsp", "wrn_40_2", "wrn_40_1") not in published
     assert len(published) - len(cifar) == 8 + 2  # recipes, networks alone
 
@@ -124,7 +143,34 @@ def test_published_on_imagenet(tmp_path, capsys):
     make_run(tmp_path / "l2", [1, 2, 70.0], method="none", distill=["cse_l2"], **pair)
     summarize.main([str(tmp_path)])
     rows = by_method(capsys.readouterr().out)
-    assert (rows["sskd"]["published"], rows["cse_l2"]["published"]) == ("70.09", "71.08")
+    assert (rows["sskd"]["published"], rows["cse_l2"]["published"]) == ("70.09 best", "71.08 best")
+
+
+def test_like_is_compared_with_like(tmp_path, capsys):
+    """A best epoch's number with the best epoch, the last one's with the last, an unstated one with neither."""
+    for method in ("dkd", "crd", "dist", "dkd,at"):
+        make_run(tmp_path / method, [70.0, 78.0, 76.0], method="none", distill=method.split(","), beta=[1.0])
+    summarize.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    rows = by_method(capsys.readouterr().out)
+    found = {method: (row["published"], row["over published"]) for method, row in rows.items()}
+    assert found == {
+        "dkd": ("76.32 best", "+1.68"), "crd": ("75.51 last", "+0.49"), "dist": ("76.31 unstated", ""),
+        "dkd,at": ("", ""),
+    }  # fmt: skip
+    table = csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines())
+    assert {row["method"]: row["published_epoch"] for row in table}["dkd"] == "best"
+
+
+def test_plug_ins_have_numbers_of_their_own(tmp_path, capsys):
+    make_run(tmp_path / "a", [1, 2, 70.0], method="none", distill=["dkd"], standardise=True, beta=[1.0])
+    make_run(tmp_path / "b", [1, 2, 70.0], method="none", distill=["dkd"], ea_weights=100.0, beta=[1.0])
+    make_run(tmp_path / "c", [1, 2, 70.0], method="kd", dot=0.075)
+    make_run(tmp_path / "d", [1, 2, 70.0], method="kd", standardise=False, ea_weights=None, dot=None)
+    summarize.main([str(tmp_path)])
+    rows = table_of(capsys.readouterr().out, "Students")
+    assert sorted((row["method"], row["published"]) for row in rows) == [
+        ("dkd", ""), ("dkd", "77.01 best"), ("kd", "73.33 last"), ("kd", "75.12 best"),
+    ]  # fmt: skip
 
 
 def test_other_options_tell_rows_apart(save, capsys):
