@@ -130,7 +130,7 @@ class Row:
         run = self.runs[0]
         self.kind, self.settings, self.teacher_file = run.kind, run.settings, run.teacher
         network = run.options.get("model") or run.options["model_s"]
-        self.pair = {"kind": run.kind, "data": run.options["dataset"], "network": network}
+        self.pair = {"kind": run.kind, "data": data_of(run.options), "network": network}
         self.pair["teacher"] = text(run.told.get("model_t"))
         self.method = text(run.told.get("distill") or ("alone" if "model" in run.told else short(run.told["path_s"])))
         self.weights = {"r": run.told.get("gamma"), "a": run.told.get("alpha"), "b": text(run.told.get("beta"))}
@@ -158,6 +158,12 @@ class Row:
         """Mean and sample deviation of the validation accuracy, epoch by epoch."""
         epochs = zip(*(run.curve for run in self.runs), strict=False)
         return [{"val_acc_mean": statistics.mean(accs), "val_acc_deviation": deviation(accs)} for accs in epochs]
+
+
+def data_of(options: dict[str, Any]) -> str:
+    """The data set; a folder of images is called as the folder is, and counts as the data set of that name."""
+    folder = options["dataset"] == "folder" and Path(options.get("data_folder") or "").name
+    return f"{folder} (folder)" if folder else options["dataset"]
 
 
 def text(value: Any) -> str:
@@ -233,7 +239,7 @@ def published(row: Row) -> float | None:
     method = "none" if row.method == "alone" else row.method
     method += "+kd" if row.weights["a"] and method != "kd" else ""
     teacher = "" if method == "none" else row.pair["teacher"].partition("@")[0]  # the size is ImageNet's own
-    return read_published().get((row.pair["data"], method, teacher, row.pair["network"]))
+    return read_published().get((row.pair["data"].removesuffix(" (folder)"), method, teacher, row.pair["network"]))
 
 
 def over(row: Row, method: str) -> dict[str, float | None]:

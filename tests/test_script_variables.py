@@ -18,7 +18,7 @@ from test_more_datasets import make_tinyimagenet
 import models
 from helper.sweep import items
 
-SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / "scripts" / "slurm_distill.sbatch"]
+SHELL = [path for end in ("sh", "sbatch") for path in sorted((ROOT / "scripts").glob(f"*.{end}"))]
 RECORDER = """#!/bin/sh
 printf '%s\\037' "$@" >>"$CALLS"
 printf '\\036' >>"$CALLS"
