@@ -5,20 +5,20 @@ python scripts/summarize.py save --out results/mine --runs --figures
 
 A row is all runs that differ in nothing but trial, seed, names, folders and device (probes: those of their students
 included): mean ± sample deviation of the last epoch. The gain is over `none` with the same network, data and training
-options. Published numbers (results/published.csv) say whether they are the last epoch's or the best one's, or that this
-is unstated. `over published` compares like with like, and is empty where it is unstated.
+options, with its 95 % interval; `over kd` likewise over KD with its published weights. * is a difference at 5 % by
+Welch's t-test, corrected by Holm over all rows with the same reference. Minutes are the mean of a run.
+Published numbers (results/published.csv) say whether they are the last epoch's or the best one's, or that this is
+unstated. `over published` compares like with like, and is empty where it is unstated.
 What goes to --out is there to be published: absolute paths of this machine are shortened.
 """
 
 import argparse
 import contextlib
 import csv
-import functools
 import hashlib
 import importlib.util
 import json
 import math
-import operator
 import os
 import shutil
 import statistics
@@ -26,19 +26,23 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper import options  # noqa: E402
 from helper.util import OneLineParser, UserError, command, mendable, one_line  # noqa: E402
+from scripts import page  # noqa: E402
 from scripts.pipe import quiet_end  # noqa: E402
+from scripts.published import Published, read_published  # noqa: E402
+from scripts.significance import LEVEL, Difference, difference, holm  # noqa: E402
 
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
 METHOD = {"distill", "gamma", "alpha", "beta", "path_t", "model_t"}
 METHOD |= {"init_epochs", "init_learning_rate", "init_lr_decay_epochs", "standardise", "ea_weights"}
+REFERENCES = ("none", "kd")  # what the others are compared with
 STUDENT = "student's "  # goes before the options of the run whose network is probed
 
 
@@ -61,6 +65,10 @@ class Run:
             if self.finished:
                 summary = json.loads(summary_file.read_text())
                 self.last, self.best = float(summary["last_acc"]), float(summary["best_acc"])
+                self.seconds, self.parameters = summary.get("seconds"), summary.get("parameters")
+            self.device = text(told.get("device"))
+            if self.device == "cpu":
+                self.device = text(told.get("host", {}).get("cpu"))
             epochs = list(csv.DictReader(log.read_text().splitlines() if log.is_file() else []))
             self.curve = [float(epoch["val_acc"]) for epoch in epochs]
             whole = [epoch["epoch"] for epoch in epochs] == [str(n + 1) for n in range(len(epochs))]
@@ -107,19 +115,6 @@ def find_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
     return runs, broken
 
 
-class Published(NamedTuple):
-    accuracy: float  # %
-    epoch: str  # last, best or unstated
-
-
-@functools.cache
-def read_published() -> dict[tuple[str, str, str, str], Published]:
-    """By (data set, method, teacher, student). Networks alone are `none` without a teacher."""
-    rows = csv.DictReader((ROOT / "results" / "published.csv").read_text().splitlines())
-    key = operator.itemgetter("data", "method", "teacher", "student")
-    return {key(row): Published(float(row["accuracy"]), row["epoch"]) for row in rows}
-
-
 class Row:
     """Finished runs that differ in nothing but what REPEATED names."""
 
@@ -128,11 +123,16 @@ class Row:
         run = self.runs[0]
         self.kind, self.settings, self.teacher_file = run.kind, run.settings, run.teacher
         network = run.options.get("model") or run.options["model_s"]
-        self.pair = {"kind": run.kind, "data": run.options["dataset"], "network": network}
+        self.pair = {"kind": run.kind, "data": data_of(run.options), "network": network}
         self.pair["teacher"] = text(run.told.get("model_t"))
         self.method = text(run.told.get("distill") or ("alone" if "model" in run.told else short(run.told["path_s"])))
         self.weights = {"r": run.told.get("gamma"), "a": run.told.get("alpha"), "b": text(run.told.get("beta"))}
         self.last, self.best = [run.last for run in self.runs], [run.best for run in self.runs]
+        seconds = [run.seconds for run in self.runs if run.seconds is not None]
+        self.minutes = statistics.mean(seconds) / 60 if seconds else None
+        self.devices = ", ".join(dict.fromkeys(run.device for run in self.runs if run.device))
+        self.parameters = run.parameters
+        self.over: dict[str, tuple[Difference, float | None]] = {}  # by method: over that one, and Holm's probability
         self.other: dict[str, str] = {}  # options that tell this row from those of the same pair and method
 
     @property
@@ -151,6 +151,12 @@ class Row:
         """Mean and sample deviation of the validation accuracy, epoch by epoch."""
         epochs = zip(*(run.curve for run in self.runs), strict=False)
         return [{"val_acc_mean": statistics.mean(accs), "val_acc_deviation": deviation(accs)} for accs in epochs]
+
+
+def data_of(options: dict[str, Any]) -> str:
+    """The data set; a folder of images is called as the folder is, and counts as the data set of that name."""
+    folder = options["dataset"] == "folder" and Path(options.get("data_folder") or "").name
+    return f"{folder} (folder)" if folder else options["dataset"]
 
 
 def text(value: Any) -> str:
@@ -189,17 +195,35 @@ def make_rows(runs: list[Run]) -> tuple[list[Row], list[str]]:
     return rows, twice
 
 
-def gain(row: Row, rows: list[Row]) -> float | None:
-    """Over `none` with the same network, data and training options: beside the same teacher, else without any."""
+def reference(row: Row, rows: list[Row], method: str) -> Row | None:
+    """`none`, or `kd` as published, with the same network, data and options: of the same teacher where there is one."""
+    weights = {"r": 1, "a": 0} if method == "none" else {"r": 0.1, "a": 0.9}
 
     def fits(other: Row) -> bool:
-        plain = other.kind == row.kind and other.method == "none" and other.weights["r"] == 1 and not other.weights["a"]
-        common = [key for key in other.settings if key.removeprefix(STUDENT) not in METHOD]
+        plain = (
+            other.kind == row.kind and other.method == method and all(other.weights[k] == weights[k] for k in weights)
+        )
+        common = [
+            key for key in other.settings if key.removeprefix(STUDENT) not in METHOD | ({"kd_T"} - row.settings.keys())
+        ]
         return plain and other is not row and all(row.settings.get(key) == other.settings[key] for key in common)
 
     by_teacher = {other.teacher_file: other for other in rows if fits(other)}
-    none = by_teacher.get(row.teacher_file) or by_teacher.get("")
-    return statistics.mean(row.last) - statistics.mean(none.last) if none else None
+    return by_teacher.get(row.teacher_file) or (by_teacher.get("") if method == "none" else None)
+
+
+def compare(rows: list[Row]) -> None:
+    """Notes how each row differs from `none` and `kd`; probabilities are corrected over all rows with the same one."""
+    for method in REFERENCES:
+        families: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            if (other := reference(row, rows, method)) is not None:
+                row.over[method] = difference(row.last, other.last), None
+                families[id(other)].append(row)
+        for family in families.values():
+            tested = [row for row in family if row.over[method][0].p is not None]
+            for row, p in zip(tested, holm([row.over[method][0].p for row in tested]), strict=True):
+                row.over[method] = row.over[method][0], p
 
 
 def published(row: Row) -> Published | None:
@@ -210,10 +234,17 @@ def published(row: Row) -> Published | None:
     plug_ins = ("standardise", "ea_weights", "dot")  # a method's numbers are not those of what is put in front of it
     method += "".join(f"+{key}" for key in plug_ins if row.runs[0].told.get(key) not in (None, False))
     teacher = "" if method == "none" else row.pair["teacher"].partition("@")[0]  # the size is ImageNet's own
-    return read_published().get((row.pair["data"], method, teacher, row.pair["network"]))
+    return read_published().get((row.pair["data"].removesuffix(" (folder)"), method, teacher, row.pair["network"]))
 
 
-def cells(row: Row, rows: list[Row]) -> dict[str, Any]:
+def over(row: Row, method: str) -> dict[str, float | None]:
+    """The columns that compare the row with a method."""
+    found, p = row.over.get(method, (Difference(None), None))
+    name = "gain" if method == "none" else f"over_{method}"
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_p": p}
+
+
+def cells(row: Row) -> dict[str, Any]:
     """The row in table.csv, by column; None is empty."""
     shown = ("gamma", "alpha", "beta")  # in columns of their own
     told = published(row)
@@ -226,12 +257,15 @@ def cells(row: Row, rows: list[Row]) -> dict[str, Any]:
         "seeds": len(row.runs),
         "last_mean": statistics.mean(row.last),
         "last_deviation": deviation(row.last),
-        "gain": gain(row, rows),
+        **{key: value for method in REFERENCES for key, value in over(row, method).items()},
         "published": told and told.accuracy,
         "published_epoch": told and told.epoch,
         "over_published": statistics.mean(own) - told.accuracy if own else None,
         "best_mean": statistics.mean(row.best),
         "best_deviation": deviation(row.best),
+        "minutes": row.minutes,
+        "device": row.devices,
+        "parameters": row.parameters,
         **{f"last_seed_{run.options['seed']}": run.last for run in row.runs},
     }
 
@@ -242,14 +276,60 @@ def printed(cell: dict[str, Any]) -> dict[str, str]:
     def number(name: str, form: str = ".2f") -> str:
         return "" if cell[name] is None else format(cell[name], form)
 
+    def compared(name: str) -> str:
+        interval = f" [{number(f'{name}_low', '+.2f')}, {number(f'{name}_high', '+.2f')}]"
+        mark = " *" if cell[f"{name}_p"] is not None and cell[f"{name}_p"] < LEVEL else ""
+        return number(name, "+.2f") + (interval if cell[f"{name}_low"] is not None else "") + mark
+
     return {key: text(cell[key]) for key in ("data", "network", "teacher", "method", *"rab")} | {
         "other options": cell["other_options"],
         "seeds": str(cell["seeds"]),
         "last epoch": " ± ".join(filter(None, [number("last_mean"), number("last_deviation")])),
-        "gain over none": number("gain", "+.2f"),
+        "gain over none": compared("gain"),
+        "over kd": compared("over_kd"),
         "published": " ".join(filter(None, [number("published"), cell["published_epoch"]])),
         "over published": number("over_published", "+.2f"),
         "best epoch": " ± ".join(filter(None, [number("best_mean"), number("best_deviation")])),
+        "minutes": number("minutes", ".1f"),
+        "device": cell["device"],
+    }
+
+
+def page_row(row: Row, home: Path, where: Path) -> dict[str, Any]:
+    """What the page shows of a row; where: the page's folder, from which its links lead to the runs."""
+
+    def over(method: str) -> dict[str, Any] | None:
+        if method not in row.over:
+            return None
+        found, p = row.over[method]
+        return found._asdict() | {"significant": p is not None and p < LEVEL}
+
+    runs = [
+        {"seed": run.options["seed"], "last": run.last, "best": run.best, "folder": os.path.relpath(run.folder, where)}
+        for run in row.runs
+    ]
+    told = published(row)
+    kind, data, network, teacher = row.pair.values()
+    pair = f"{data}, {kind}" if kind == "teachers" else f"{data}: {f'{teacher} > ' if teacher else ''}{network}, {kind}"
+    return {
+        "pair": pair,
+        "method": row.method,
+        "label": row.label,
+        "seeds": len(row.runs),
+        "last": statistics.mean(row.last),
+        "last_deviation": deviation(row.last),
+        "best": statistics.mean(row.best),
+        "best_deviation": deviation(row.best),
+        "over_none": over("none"),
+        "over_kd": over("kd"),
+        "published": told and told.accuracy,
+        "published_epoch": told and told.epoch,
+        "minutes": row.minutes,
+        "device": row.devices,
+        "parameters": row.parameters,
+        "curve": [[each["val_acc_mean"], each["val_acc_deviation"]] for each in row.curve()],
+        "runs": runs,
+        "options": {key: portable(value, home) for key, value in row.runs[0].options.items()},
     }
 
 
@@ -315,6 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="where the runs are, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write table.md, table.csv and curves.csv there")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write one page to look at, sort and filter")
     parser.add_argument("--runs", action="store_true", help="also copy the finished runs' options, summaries and logs")
     parser.add_argument("--figures", action="store_true", help="also draw PNGs there (needs matplotlib, scikit-learn)")
     opt = parser.parse_args(argv)
@@ -327,13 +408,17 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--figures needs the package {package} (pip install {package})")
     runs, broken = find_runs(opt.folders)
     rows, twice = make_rows([run for run in runs if run.finished])
-    table = [cells(row, rows) for row in rows]
+    compare(rows)
+    table = [cells(row) for row in rows]
     unfinished = [f"{r.folder}: {len(r.curve)} of {r.options['epochs']} epochs" for r in runs if not r.finished]
     home = Path(os.path.commonpath([os.path.abspath(folder) for folder in opt.folders]))
-    lists = {"Unfinished": unfinished, "Left out": twice, "Cannot be read": broken}
-    markdown = as_markdown(
-        table, {title: [shown(line, opt.folders, home) for line in lines] for title, lines in lists.items()}
-    )
+    told_lists = {"Unfinished": unfinished, "Left out": twice, "Cannot be read": broken}
+    lists = {title: [shown(line, opt.folders, home) for line in lines] for title, lines in told_lists.items()}
+    markdown = as_markdown(table, lists)
+    if opt.html:
+        where = opt.html.absolute().parent
+        with mendable(f"--html {opt.html}"):
+            opt.html.write_text(page.render([page_row(row, home, where) for row in rows], lists))
     if opt.out:
         curves = [
             {**row.pair, "method": row.label, "seeds": len(row.runs), "epoch": epoch, **accuracy}

@@ -18,7 +18,7 @@ from test_more_datasets import make_tinyimagenet
 import models
 from helper.sweep import items
 
-SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / "scripts" / "slurm_distill.sbatch"]
+SHELL = [path for end in ("sh", "sbatch") for path in sorted((ROOT / "scripts").glob(f"*.{end}"))]
 RECORDER = """#!/bin/sh
 printf '%s\\037' "$@" >>"$CALLS"
 printf '\\036' >>"$CALLS"
@@ -116,12 +116,12 @@ def test_programs_are_the_projects_and_paths_the_callers(script, call):
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_every_list_is_split_in_the_same_way(path):
-    """And is in the tests above."""
+    """And is in the tests above, or in test_slurm."""
     text = path.read_text()
     assert not re.search(r'\bfor \w+ in [^;(]*(?<!")\$[\w{]', text), "expands what it splits"
     assert path.name == "setup.sh" or not re.search(r"\bread -\w*a", text), "reads one line alone"
     split = set(re.findall(r"<\((?:words|items) \"\$\{?([A-Z_]+)", text))
-    assert path.name in ("setup.sh", "procedures.sh") or split <= LISTS.get(path.name, {}).keys()
+    assert path.name in ("setup.sh", "procedures.sh", "slurm_sweep.sbatch") or split <= LISTS.get(path.name, {}).keys()
 
 
 # ---- the caller's paths ----

@@ -1,4 +1,4 @@
-"""scripts/slurm_distill.sbatch with stand-ins for Slurm's commands: stopped, queued again, and gone on from there."""
+"""The sbatch scripts with stand-ins for Slurm's commands: stopped, queued again, and gone on from there."""
 
 import os
 import signal
@@ -19,21 +19,31 @@ OPTIONS = "--distill crd --nce_k 64 --epochs 4 --sync_bn --export torchscript --
 
 
 @pytest.fixture
-def job(python, teacher, tmp_path):
-    """Starts the job of a run of this name, as Slurm would."""
+def slurm(python, tmp_path):
+    """Starts a job as Slurm would: script, variables, arguments."""
     for name, text in SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     variables = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "one", "SLURM_NNODES": "1", "NPROC": "2", "HERE": tmp_path}
     variables |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": python, "RUN_LOG": tmp_path / "run.log"}
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
 
-    def start(name: str, *flags: str) -> subprocess.Popen:
-        command = ["bash", ROOT / "scripts" / "slurm_distill.sbatch", *QUICK, "--path_t", teacher, *OPTIONS.split()]
-        command += ["--save_folder", tmp_path / name, *flags]
+    def start(script: str, arguments: list, **more: str) -> subprocess.Popen:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in (variables | more).items()}
+        command = ["bash", ROOT / "scripts" / script, *QUICK, *arguments]
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+
+    return start
+
+
+@pytest.fixture
+def job(slurm, teacher, tmp_path):
+    """Starts the job of a run of this name."""
+
+    def start(name: str, *flags: str) -> subprocess.Popen:
+        save = ["--save_folder", tmp_path / name]
+        return slurm("slurm_distill.sbatch", ["--path_t", teacher, *OPTIONS.split(), *save, *flags])
 
     return start
 
@@ -68,3 +78,46 @@ def test_a_failure_is_not_queued_again(job, tmp_path):
     failed = job("failed", "--momentum", "-1")
     assert "--momentum: expected" in failed.communicate(timeout=240)[0]
     assert failed.returncode != 0 and not (tmp_path / "queued").exists()
+
+
+def test_an_array_of_sweeps(slurm, teacher, tmp_path):
+    """An element stopped at its limit is queued again by its own number, and ends as the one that was left alone."""
+    pairs = f"{teacher}:resnet8 {teacher}:resnet14"
+    arguments = ["--sweep", "none; kd", "--epochs", "4", "--save_folder"]
+
+    def element(number: int, folder: str) -> subprocess.Popen:
+        return slurm(
+            "slurm_sweep.sbatch",
+            [*arguments, tmp_path / folder],
+            SLURM_ARRAY_TASK_ID=str(number),
+            SEEDS="5 7",
+            PAIRS=pairs,
+        )
+
+    whole = element(4, "whole")
+    said, _ = whole.communicate(timeout=240)
+    assert whole.returncode == 0, said
+    folders = sorted((tmp_path / "whole" / "student_model").iterdir())
+    assert [f.name.split("_")[0] + f.name[-2:] for f in folders] == ["S:resnet14_7"] * 2
+    broken = element(4, "broken")
+    while broken.poll() is None and not list((tmp_path / "broken").rglob("log.csv")):
+        time.sleep(0.02)
+    broken.send_signal(signal.SIGUSR1)
+    said, _ = broken.communicate(timeout=240)
+    assert broken.returncode != 0 and (tmp_path / "queued").read_text() == "requeue 17\n", said
+    again = element(4, "broken")
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0 and "continuing" in said
+    for folder in folders:
+        other = tmp_path / "broken" / "student_model" / folder.name
+        assert all(equal(a, b) for a, b in zip(results(other), results(folder), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("number", "pairs", "message"),
+    [(3, "", "--array: expected elements of 1 to 2, found 3"), (1, "resnet8", "PAIRS: expected TEACHER.pth:student")],
+)
+def test_elements_that_are_none(slurm, tmp_path, number, pairs, message):
+    job = slurm("slurm_sweep.sbatch", ["--sweep", "none"], SLURM_ARRAY_TASK_ID=str(number), SEEDS="5 7", PAIRS=pairs)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 2 and message in said

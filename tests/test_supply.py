@@ -15,7 +15,7 @@ from dataset import stl10
 
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), *(ROOT / "scripts").glob("*.sbatch"), ROOT / ".ci" / "run"]
 SCRIPTS += sorted((ROOT / "benchmarks").glob("*.sh"))
-SOURCED = {"download.sh", "procedures.sh", "setup.sh"}  # by scripts that have set the options
+SOURCED = {"download.sh", "procedures.sh", "setup.sh", "slurm.sh"}  # by scripts that have set the options
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
