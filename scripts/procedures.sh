@@ -4,6 +4,7 @@ SAVE=${SAVE:-save}
 mapfile -t seeds < <(words "${SEEDS:-1 2 3}")
 mapfile -t TEACHER_FLAGS < <(words "${TEACHER_OPTIONS:-}")
 mapfile -t STUDENT_FLAGS < <(words "${OPTIONS:-}")
+WITHIN=() # what goes before a training, to end it in time
 LAUNCH=() # what starts several processes of a student's training
 COMMON=(--dataset "$DATASET" --save_folder "$SAVE")
 FAILED=() # a run that is refused, or that diverged, does not stop the others
@@ -23,7 +24,7 @@ find_teacher() {
   # a run of ours has options.json, and its result is last.pth whatever else it has kept
   if [ ! -f "$FOUND" ] || [ -f "$folder/options.json" ]; then
     FOUND=$folder/last.pth
-    "$PYTHON" "$ROOT/train_teacher.py" --model "$1" "${COMMON[@]}" --run_name "${1}_vanilla" "${TEACHER_FLAGS[@]}"
+    "${WITHIN[@]}" "$PYTHON" "$ROOT/train_teacher.py" --model "$1" "${COMMON[@]}" --run_name "${1}_vanilla" "${TEACHER_FLAGS[@]}"
   fi
 }
 
@@ -66,8 +67,8 @@ items_of() {
 # together ITEMS FLAGS...: trains the students of --sweep ITEMS at once; which of them failed is told there
 together() {
   local status=0
-  "$PYTHON" "$ROOT/train_student.py" --sweep "$1" "${COMMON[@]}" "${@:2}" "${STUDENT_FLAGS[@]}" || status=$?
-  [ "$status" -le 1 ] || exit "$status"
+  "${WITHIN[@]}" "$PYTHON" "$ROOT/train_student.py" --sweep "$1" "${COMMON[@]}" "${@:2}" "${STUDENT_FLAGS[@]}" || status=$?
+  [ "$status" -le 1 ] || return "$status"
   [ "$status" = 0 ] || FAILED+=("students that are named there")
 }
 
