@@ -1,4 +1,4 @@
-"""Every command in the README's table "From other projects" runs: on few digits, one epoch, between small networks."""
+"""Every command in the table of docs/from_other_projects.md runs: on few digits, one epoch, between small networks."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import train_teacher
 from distiller_zoo import find_method
 from scripts import compare_predictions
 
-SECTION = (ROOT / "README.md").read_text().split("## From other projects\n")[1].split("\n## ")[0]
+SECTION = (ROOT / "docs" / "from_other_projects.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in SECTION.splitlines() if line[:2] == "| "][1:]
 COMMANDS = [command for row in ROWS for command in re.findall("`([^`]*)`", row[-1])]
 PYTHON = list(dict.fromkeys(command for command in COMMANDS if command.startswith("python ")))
