@@ -1,6 +1,7 @@
 """Accuracy over latency, as report_model.py draws it. Needs matplotlib."""
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
+
+from .curves import DASHES
 
 # told apart without colours
 MARKS = (("o", "black"), ("s", "white"), ("^", "0.7"), ("D", "black"), ("v", "white"))
@@ -32,8 +35,8 @@ def draw(title: str, points: list[Point]) -> Figure:
         xy = [(p.ms, p.accuracy) for p in points if p.engine == engine]
         ax.scatter(*zip(*xy, strict=True), s=4 * HALF**2 / 2, marker=mark, fc=fill, ec="black", zorder=3, label=engine)
     networks = {p.network: sorted((q.ms, q.accuracy) for q in points if q.network == p.network) for p in points}
-    for xy in networks.values():
-        ax.plot(*zip(*xy, strict=True), color="0.6", lw=0.8)
+    for xy, dash in zip(networks.values(), cycle(DASHES), strict=False):
+        ax.plot(*zip(*xy, strict=True), color="0.5", lw=1, ls=dash)
     ax.set_xscale("log")
     ax.set(title=title, xlabel="latency of a single image, ms (logarithmic)", ylabel="top-1, %")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
