@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 # colour-blind safe: Okabe and Ito's without the yellow, too pale for a line
 LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "os^DvX*"
+MARKERS = "os^DvXP"
 DASHES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (6, 1, 1, 1, 1, 1)))  # 6 and 7 markers make 42 kinds of lines
 FEW = 5  # epochs: fewer of them show nothing on a scale of their own
 COLUMN, PAGE = 3.3, 7.0  # inches: a column of a paper, and two of them with the space between
@@ -62,6 +62,7 @@ def draw(title: str, legend: str, curves: list[Curve]) -> Figure:
                 ax.fill_between(epochs, low, high, color=kind["color"], alpha=0.12, lw=0)
         ax.set(title="last quarter" if start else "all epochs", xlabel="epoch", ylabel="validation accuracy, %")
         ax.grid(axis="y", color="0.9", lw=0.6)
+        ax.set_axisbelow(True)
         ax.tick_params(labelsize=STYLE["xtick.labelsize"])  # ticks are made when they are drawn
         ax.xaxis.get_major_locator().set_params(integer=True)
     handles = panels[0].get_legend_handles_labels()

@@ -35,6 +35,7 @@ SHOWN = 20  # classes that an embedding shows at most; of more, 10 of them
 POINTS = 2000  # images in an embedding at most
 BATCH, BATCHES = 256, 10  # of CKA, at most
 BINS = 15  # of Guo et al.
+FEWEST = 5  # images that can be placed in a plane by their neighbours
 
 load_data = functools.lru_cache(maxsize=1)(dataset.load)
 
@@ -102,7 +103,7 @@ def outputs(path: Path, name: str, *data_options: str | int | None) -> Outputs:
     for batch in dataset.ValBatches(images, labels, size, data.mean, data.std, device=device):
         said = network(batch.images, is_feat=True)
         parts.append((said.logits, said.pooled))
-        if len(grams) < BATCHES and len(batch.labels) > 3:
+        if len(grams) < BATCHES and len(batch.labels) >= FEWEST:
             grams.append(torch.stack([gram(feat) for feat in (*said.feats, said.pooled)]).cpu())
     logits, pooled = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
     return Outputs(logits, pooled, labels.cpu().numpy(), data.classes, tuple(grams))
@@ -149,16 +150,18 @@ def matrices(teacher: Outputs, student: Outputs) -> Figure:
         (s, signed, "student (S)"),
         (gap, positive, f"|T − S|\nmax {gap.max():.2f}, mean {gap.mean():.2f}"),
     ]
-    figure = Figure(figsize=(curves.PAGE, 2.5), layout="constrained")
+    figure = Figure(figsize=(curves.PAGE, 2.9), layout="constrained")
     figure.suptitle(f"mean z-scored logits by true class, {len(teacher.labels)} test images")
     axes = figure.subplots(1, 3, sharey=True)
     for ax, (values, colours, title) in zip(axes, panels, strict=True):
-        figure.colorbar(ax.imshow(values, **colours), ax=ax, shrink=0.8)
+        image = ax.imshow(values, **colours)
+        if ax is not axes[0]:  # the first two have the same colours
+            figure.colorbar(image, ax=ax, shrink=0.8)
         ax.set(title=title, xlabel="class of the logit")
         if len(t) <= 20:
             names = [one_line(name, 12) for name in teacher.classes]
-            ax.set_yticks(range(len(t)), names)
-            ax.set_xticks(range(len(t)), names, rotation=90)
+            ax.set_yticks(range(len(t)), names, fontsize=5)
+            ax.set_xticks(range(len(t)), names, fontsize=5, rotation=90)
     axes[0].set_ylabel("true class")
     return figure
 
@@ -276,6 +279,8 @@ def read_networks(run) -> tuple[Outputs, Outputs]:  # noqa: ANN001  summarize.py
         raise UserError("not a student of one teacher")
     data = [o.get(key) for key in DATA]
     teacher = outputs(Path(o["path_t"][0]), o["model_t"][0], *data)
+    if len(teacher.labels) < FEWEST:
+        raise UserError(f"expected {FEWEST} test images or more, found {len(teacher.labels)}")
     return teacher, outputs(run.folder / "last.pth", o["model_s"], *data)
 
 
