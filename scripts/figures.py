@@ -14,8 +14,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.optimize import minimize_scalar  # comes with scikit-learn
-from scipy.special import log_softmax
+from scipy.special import softmax  # comes with scikit-learn
 from sklearn.manifold import TSNE
 from torch import Tensor
 
@@ -23,6 +22,7 @@ import dataset
 from helper import checkpoint, networks
 from helper.options import images_of
 from helper.util import UserError, choose_device, mendable, one_line
+from helper.worth import BINS, calibration_error, halves, temperature
 
 from . import curves
 from .cka import cka, gram
@@ -34,7 +34,6 @@ DATA = ("dataset", "data_folder", "image_size", "limit_train", "limit_val")
 SHOWN = 20  # classes that an embedding shows at most; of more, 10 of them
 POINTS = 2000  # images in an embedding at most
 BATCH, BATCHES = 256, 10  # of CKA, at most
-BINS = 15  # of Guo et al.
 FEWEST = 5  # images that can be placed in a plane by their neighbours
 
 load_data = functools.lru_cache(maxsize=1)(dataset.load)
@@ -211,26 +210,16 @@ def stages(teacher: Outputs, student: Outputs) -> Figure:
     return figure
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of BINS equally wide bins of the confidence: share of the images, their accuracy, their mean confidence.
+def calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean confidence in each of BINS equally wide bins of the confidence; nan in an empty one.
 
-    A bin holds its upper end; an empty one has nan.
+    A bin holds its upper end, as in `calibration_error`.
     """
-    confidence, right = np.exp(log_softmax(logits, 1)).max(1), logits.argmax(1) == labels
+    confidence, right = softmax(logits, 1).max(1), logits.argmax(1) == labels
     places = np.clip(np.ceil(confidence * BINS).astype(int), 1, BINS) - 1
     count = np.bincount(places, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        of_bins = (np.bincount(places, values, BINS) / count for values in (right, confidence))
-        return count / len(labels), *of_bins
-
-
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """T for which logits / T have the least cross entropy, between e^-5 and e^5: where all are right, none is least."""
-
-    def loss(log_t: float) -> float:
-        return -log_softmax(logits / np.exp(log_t), 1)[np.arange(len(labels)), labels].mean()
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+        return np.bincount(places, right, BINS) / count, np.bincount(places, confidence, BINS) / count
 
 
 def reliability(teacher: Outputs, student: Outputs) -> Figure:
@@ -239,13 +228,13 @@ def reliability(teacher: Outputs, student: Outputs) -> Figure:
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     edges = np.arange(BINS) / BINS
     for row, who, said in zip(axes, ("teacher", "student"), (teacher, student), strict=True):
-        order = said.labels.argsort(kind="stable")
-        fitted, measured = order[::2], order[1::2]
-        t = temperature(said.logits[fitted], said.labels[fitted])
+        logits, labels = torch.from_numpy(said.logits), torch.from_numpy(said.labels)
+        fitted, measured = halves(labels)
+        t = temperature(logits[fitted], labels[fitted])
         for ax, scale, what in zip(row, (1, t), (who, f"{who}, T = {t:.2f}"), strict=True):
-            share, accuracy, confidence = calibration(said.logits[measured] / scale, said.labels[measured])
-            gap = confidence - accuracy
-            error = 100 * np.nansum(share * np.abs(gap))
+            scaled, right = logits[measured] / scale, labels[measured]
+            accuracy, confidence = calibration(scaled.numpy(), right.numpy())
+            gap, error = confidence - accuracy, 100 * calibration_error(scaled, right)
             bars = {"width": 1 / BINS, "align": "edge", "lw": 0.5}
             ax.bar(edges, accuracy, **bars, color="#88CCEE", edgecolor="black", label="accuracy")
             ax.bar(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from helper.worth import calibration_error
 from scripts.cka import cka, gram, hsic
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -82,23 +83,13 @@ def logits_of(confidences: list[float]) -> np.ndarray:
 
 def test_calibration_by_hand():
     logits = logits_of([0.58, 0.59, 0.95, 0.96, 0.97, 0.98])
-    share, accuracy, confidence = figures.calibration(logits, np.array([0, 1, 0, 0, 0, 1]))
+    labels = np.array([0, 1, 0, 0, 0, 1])
+    accuracy, confidence = figures.calibration(logits, labels)
     filled = [8, 14]  # of (8/15, 9/15] and (14/15, 1]
-    assert list(np.flatnonzero(share)) == filled and len(share) == 15
-    assert share[filled] == pytest.approx([2 / 6, 4 / 6])
+    assert list(np.flatnonzero(~np.isnan(accuracy))) == filled and len(accuracy) == 15
     assert accuracy[filled] == pytest.approx([0.5, 0.75]) and confidence[filled] == pytest.approx([0.585, 0.965])
-    assert np.isnan(accuracy[0]) and np.isnan(confidence[0])
-
-
-def test_temperature_finds_what_the_logits_were_multiplied_by():
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.standard_normal((20000, 5))
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels = (p.cumsum(1) > rng.random((20000, 1))).argmax(1)  # drawn from what the logits say
-    assert figures.temperature(3 * logits, labels) == pytest.approx(3, rel=0.03)
-    share, accuracy, confidence = figures.calibration(logits, labels)
-    assert np.nansum(share * np.abs(accuracy - confidence)) < 0.02
-    assert 0 < figures.temperature(logits, logits.argmax(1)) < 0.01  # all right: the colder the better
+    error = np.abs(accuracy - confidence)[filled] @ [2 / 6, 4 / 6]
+    assert calibration_error(torch.from_numpy(logits), torch.from_numpy(labels)) == pytest.approx(error)
 
 
 # ---- figures ----
