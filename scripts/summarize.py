@@ -397,7 +397,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write table.md, table.csv and curves.csv there")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write one page to look at, sort and filter")
     parser.add_argument("--runs", action="store_true", help="also copy the finished runs' options, summaries and logs")
-    parser.add_argument("--figures", action="store_true", help="also draw PNGs there (needs matplotlib, scikit-learn)")
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="also draw PNGs there, those of docs/figures.md (needs matplotlib, scikit-learn)",
+    )
     opt = parser.parse_args(argv)
     if opt.runs and not opt.out:
         raise UserError("--runs needs --out DIR, the folder for the copies")

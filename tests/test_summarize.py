@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -367,13 +368,28 @@ def real(teacher, tmp_path_factory) -> Path:
     return save
 
 
-def test_figures(figures, real, tmp_path, capsys):
+def test_figures(figures, real, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)  # test_figures.py has UMAP's
     summarize.main([str(real), "--out", str(tmp_path), "--figures"])
-    runs = [f"{kind}_{method}.png" for kind in ("correlation", "tsne") for method in ("none", "kd")]
+    kinds = ("correlation", "tsne", "cka", "reliability")
+    runs = [f"{kind}_{method}.png" for kind in kinds for method in ("none", "kd")]
     curves = ["curves_students_digits_resnet8_resnet14.png", "curves_probes_digits_resnet8_resnet14.png"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(runs + curves)
     out = capsys.readouterr().out
     assert out.count("|T - S| max ") == 2 and by_method(out, "Probes").keys() == {"kd"}
+    assert out.count("no UMAP: it needs the package umap-learn (pip install umap-learn)\n") == 1
+
+
+def test_figures_of_the_first_run_that_can_be_read(figures, real, tmp_path, capsys):
+    for seed in (1, 2, 3):
+        folder = shutil.copytree(real / "student_model" / "kd", tmp_path / "save" / f"kd_{seed}")
+        told = json.loads((folder / "options.json").read_text())
+        told["options"]["seed"] = seed
+        (folder / "options.json").write_text(json.dumps(told))
+    (tmp_path / "save" / "kd_1" / "last.pth").unlink()
+    summarize.main([str(tmp_path / "save"), "--out", str(tmp_path), "--figures"])
+    assert [path.name for path in tmp_path.glob("cka*")] == ["cka_kd_2.png"]
+    assert capsys.readouterr().out.count("no pictures of ") == 1
 
 
 def test_figures_of_one_run_alone(figures, real, tmp_path):
