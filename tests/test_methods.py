@@ -529,7 +529,7 @@ def twin_wkd_f(m: Distiller, s: Output, t: Output) -> Tensor:
     h = min(f_s.shape[2], f_t.shape[2])
     for a, b in zip(pooled_to(f_s, h).flatten(0, 1), pooled_to(f_t, h).flatten(0, 1), strict=True):
         deviations = [(((x - x.mean()) ** 2).sum() / max(x.numel() - 1, 1) + 1e-5).sqrt() for x in (a, b)]
-        total = total + 8 * (a.mean() - b.mean()) ** 2 + (deviations[0] - deviations[1]) ** 2
+        total = total + m.ratio * (a.mean() - b.mean()) ** 2 + (deviations[0] - deviations[1]) ** 2
     return total / len(f_s)
 
 
