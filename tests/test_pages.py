@@ -23,7 +23,12 @@ BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", 
 INLINE = [
     command for page in PAGES for command in re.findall(r"`((?:python|bash|torchrun|sbatch) [^`]*)`", page.read_text())
 ]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip() and not line.startswith("#")]
+COMMANDS = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
 COMMANDS = list(dict.fromkeys(c for c in [*COMMANDS, *INLINE] if "…" not in c and "--help" not in c))
 
 
