@@ -140,7 +140,7 @@ def test_option_on_the_command_line(teacher, tmp_path) -> None:
     assert not torch.equal(found[0]["fc.weight"], found[2]["fc.weight"])
 
 
-READS_LOGITS_AS_THEY_ARE = {"lskd", "ofa", "pskd", "srrl"}
+READS_LOGITS_AS_THEY_ARE = {"dml", "lskd", "ofa", "pskd", "srrl"}
 
 
 @pytest.mark.parametrize("name", method_names())
