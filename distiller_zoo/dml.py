@@ -30,7 +30,6 @@ class DML(Distiller, name="dml"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
-    standardisable = False  # the peers' logits are not
 
     def __init__(self, pair: Pair, *, dml_peers: Count = 1) -> None:
         super().__init__(pair)
