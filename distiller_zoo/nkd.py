@@ -27,6 +27,7 @@ class NKD(Distiller, name="nkd"):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
 
     def __init__(self, pair: Pair, *, nkd_gamma: Weight = 1.5, nkd_T: Temperature = 1.0) -> None:
