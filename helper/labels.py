@@ -23,7 +23,8 @@ class LabelLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, mixed: Any = None) -> Tensor:
         """logits [B, K], labels [B]; mixed: a Mixed of B samples, each of which has its share of both losses."""
-        how = {"weight": self.weights, "label_smoothing": self.smoothing}
+        weights = None if self.weights is None else self.weights.to(logits.dtype)
+        how = {"weight": weights, "label_smoothing": self.smoothing}
         if mixed is None:
             return F.cross_entropy(logits, labels, **how)
         share = mixed.share.to(logits.dtype).unsqueeze(1)
@@ -35,7 +36,9 @@ class LabelLoss(nn.Module):
     def total(self, labels: Tensor, mixed: Any = None) -> Tensor:
         """Sum of the samples' weights."""
         own = self.weights[labels]
-        return own.sum() if mixed is None else torch.lerp(self.weights[mixed.labels], own, mixed.share).sum()
+        if mixed is not None:
+            own = torch.lerp(self.weights[mixed.labels], own, mixed.share.to(own.dtype))
+        return own.sum()
 
     def share(self, batch: Any) -> float | Tensor:
         """As `batch.share`, for samples that weigh unequally: of several processes each has its part of the weights."""

@@ -273,7 +273,7 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
         "--lr_decay_epochs", type=epoch_list, default=decay, help="step: the rate falls after these epochs"
     )
     group.add_argument("--lr_decay_rate", type=share, default=0.1, help="step: to this much of it")
-    group.add_argument("--min_lr", type=weight, metavar="LR", help="cosine: where it ends; default: 0")
+    group.add_argument("--min_lr", type=weight, metavar="LR", help="cosine: where it goes; default: 0")
     group.add_argument(
         "--warmup_epochs", type=whole, default=0, metavar="N",
         help="epochs in which the rate rises evenly; they are part of the schedule (timm's default, no warmup_prefix)",
@@ -283,13 +283,7 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group.add_argument("--momentum", type=share, default=0.9, help="of sgd")
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument("--clip_grad", type=above_zero, metavar="NORM", help="longest that all gradients together are")
-    group.add_argument(
-        "--accumulate",
-        type=count,
-        default=1,
-        metavar="N",
-        help="batches of each step of the optimiser",
-    )
+    group.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches of each step of the optimiser")
     group.add_argument("--smoothing", type=share, default=0.0, metavar="EPS", help="of the cross entropy's labels")
     group.add_argument(
         "--class_weights", choices=["balanced"],

@@ -234,14 +234,15 @@ def room(group: Group, trainee: Trainee) -> int | None:
 
 def report(runs: list[tuple[Job, Run]]) -> None:
     """Prints a table in Markdown: a row an item, over its seeds: accuracy of the last epoch in percent, its deviation,
-    and the best epoch's. Raises Failed where some have no result."""
+    and the best epoch's, of the test set. Raises Failed where some have no result."""
     items: dict[str, list[dict]] = {}
     for job, run in runs:
         if not run.failed:
             items.setdefault(job.item, []).append(run.summary)
     print("\n| student | seeds | last epoch | best epoch |\n| --- | --- | --- | --- |")
     for item, found in items.items():
-        last, best = ([summary[key] for summary in found] for key in ("last_acc", "best_acc"))
+        keys = ("test_acc", "best_test_acc") if "test_acc" in found[0] else ("last_acc", "best_acc")
+        last, best = ([summary[key] for summary in found] for key in keys)
         deviation = f" ± {stdev(last):.2f}" if len(last) > 1 else ""
         print(f"| {item} | {len(last)} | {mean(last):.2f}{deviation} | {mean(best):.2f} |")
     print()

@@ -59,7 +59,9 @@ class Run:
             self.finished = summary_file.is_file()
             if self.finished:
                 summary = json.loads(summary_file.read_text())
-                self.last, self.best = float(summary["last_acc"]), float(summary["best_acc"])
+                last, best = summary["last_acc"], summary["best_acc"]
+                self.last = float(summary.get("test_acc", last))  # with --val_split
+                self.best = float(summary.get("best_test_acc", best))
             epochs = list(csv.DictReader(log.read_text().splitlines() if log.is_file() else []))
             self.curve = [float(epoch["val_acc"]) for epoch in epochs]
             whole = [epoch["epoch"] for epoch in epochs] == [str(n + 1) for n in range(len(epochs))]
