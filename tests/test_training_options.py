@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -458,6 +459,27 @@ def test_recorded_steps_are_the_steps(accumulate: str, teacher, tmp_path, monkey
     for state in (plain[0], found[0]):
         state.pop("options")
     assert all(equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
+def test_recorded_steps_of_mixed_images(teacher, tmp_path, monkeypatch) -> None:
+    """Each with shares and labels of its own, and the hits of those that are larger."""
+    monkeypatch.setattr(captured, "recorder", lambda graph, stream: Tape() if graph == "auto" else None)
+    plain = dataset.Batches.epoch
+
+    def mixed(self: dataset.Batches, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        for step, each in enumerate(plain(self, epoch, start_step), start_step):
+            share = torch.rand(len(each.labels), generator=torch.Generator().manual_seed(100 * epoch + step))
+            yield each._replace(mixed=Mixed(each.labels.roll(1), share))
+
+    monkeypatch.setattr(dataset.Batches, "epoch", mixed)
+    more = "--image_size 8 --limit_train 80 --limit_val 10 --epochs 2 --smoothing 0.1".split()
+    found = [results(student(teacher, tmp_path / g, *more, "--graph", g))[:2] for g in ("off", "auto")]
+    for state, _ in found:
+        state.pop("options")
+    assert equal(*found)
+    monkeypatch.setattr(dataset.Batches, "epoch", plain)
+    other = results(student(teacher, tmp_path / "plain", *more))[1]
+    assert other["log.csv"][0]["train_loss"] != found[0][1]["log.csv"][0]["train_loss"]
 
 
 def test_an_optimiser_that_reads_numbers_runs_as_it_is(teacher, tmp_path, monkeypatch, capsys) -> None:
