@@ -390,8 +390,10 @@ def settle_seed(opt: argparse.Namespace) -> None:
 
 def settle_training(opt: argparse.Namespace) -> None:
     """Fills in what depends on other training options. Raises UserError for what has no effect, or cannot be."""
-    if opt.nesterov and not (opt.momentum and opt.opt == "sgd"):
-        raise UserError("--nesterov: expected --opt sgd with a --momentum above 0 beside it")
+    if opt.nesterov and opt.opt != "sgd":
+        raise UserError("--nesterov has no effect without --opt sgd")
+    if opt.nesterov and not opt.momentum:
+        raise UserError("--nesterov: expected a --momentum above 0 beside it")
     if opt.opt in optimizers.NEEDS_PACKAGE:
         optimizers.package()
     if opt.opt != "sgd":

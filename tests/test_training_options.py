@@ -524,7 +524,7 @@ def test_drop_path(tmp_path, monkeypatch) -> None:
 
 WRONG = [
     ("--opt adam", "--opt: invalid choice: 'adam'"),
-    ("--opt adamw --nesterov", "--nesterov: expected --opt sgd"),
+    ("--opt adamw --nesterov", "--nesterov has no effect without --opt sgd"),
     ("--sched linear", "--sched: invalid choice"),
     ("--min_lr 0.1", "--min_lr has no effect without --sched cosine"),
     ("--warmup_lr 0.1", "--warmup_lr has no effect without --warmup_epochs"),
