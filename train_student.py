@@ -17,7 +17,7 @@ import models
 from distiller_zoo import KD, Pair, chosen, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
-from helper import checkpoint, export, networks, options, parallel, sweep
+from helper import checkpoint, export, networks, options, parallel, schedules, sweep
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
@@ -70,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--ea_weights", type=options.above_zero, nargs="?", const=100.0, metavar="BOUND",
         help="KD and methods weigh samples by their entropies; BOUND: the largest, alone 100 as in EA-KD on KD and DKD",
     )  # fmt: skip
-    group.add_argument("--mcl_tau", type=options.share, help="keep slow weights: this much of them stays each time")
+    group.add_argument("--mcl_tau", type=options.share, help="--ema, by the name that its paper gives it")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
     options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
     sweep.add_options(parser)
@@ -103,10 +103,11 @@ def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
     """start: the checkpoint that it starts from, or {}."""
-    kind = len(data.classes), options.images_of(data)
+    images, file = options.images_of(data), (opt.model_s, start, "--path_s", opt.path_s)
     if start:
-        return networks.restore(opt.model_s, start, "--path_s", opt.path_s, *kind)
-    return networks.create(opt.model_s, "--model_s", *kind)
+        networks.sketch(*file)
+    network = networks.create(opt.model_s, "--model_s", len(data.classes), images, opt.drop_path)
+    return networks.fill(network, *file, images) if start else network
 
 
 def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:
@@ -133,11 +134,13 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
             student = method.wrap(student)
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
     criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
+    criterion.label_loss = options.label_loss(opt, data).to(device)
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept
     fast = None if criterion.has_init else start.get("fast")  # an initialisation's result is not to be lost
-    slow = SlowWeights(student, opt.mcl_tau, opt.mcl_every, fast) if opt.mcl_tau is not None else None
+    tau = opt.ema if opt.mcl_tau is None else opt.mcl_tau
+    slow = SlowWeights(student, tau, opt.mcl_every, fast) if tau is not None else None
     beside = {f"teacher{n}": teacher for n, teacher in enumerate(teachers, 1)}
     if opt.path_s and opt.save_predictions:
         beside["start"] = copy.deepcopy(student)
@@ -145,12 +148,12 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
         beside |= {name: net.to(memory_format=torch.channels_last) for name, net in method.beside().items()}
 
     # initialisation and training
-    rates = [(opt.init_learning_rate, opt.init_lr_decay_epochs), (opt.learning_rate, opt.lr_decay_epochs)]
     rule = {} if opt.dot is None else {"update": DOT}
-    stages = [Stage("", opt.epochs, criterion, *rates[1], job.taught, criterion.reads, **rule)]
+    stages = [Stage("", opt.epochs, criterion, schedules.of(opt), job.taught, criterion.reads, **rule)]
     if criterion.has_init:
+        rate = schedules.Steps(opt.init_learning_rate, opt.init_lr_decay_epochs, opt.lr_decay_rate)
         how = True, criterion.init_reads, criterion.init_runs_student
-        stages.insert(0, Stage("init", opt.init_epochs, criterion.init, *rates[0], *how))
+        stages.insert(0, Stage("init", opt.init_epochs, criterion.init, rate, *how))
     facts = options.facts(opt.model_s, student, data)
     return Trainee(job.run, opt, Networks(student, criterion, slow, beside), stages, facts, device), augment
 

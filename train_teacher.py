@@ -10,7 +10,7 @@ import torch
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import export, networks, options, parallel
+from helper import export, networks, options, parallel, schedules
 from helper.loops import Group, fit
 from helper.run import Run
 from helper.step import Precision, Stage
@@ -51,14 +51,16 @@ def main(argv: list[str] | None = None) -> None:
         return test(run, model, val_batches, Precision(opt.amp, device))
 
     seed_everything(opt.seed)
-    model = networks.create(opt.model, "--model", *kind)
+    model = networks.create(opt.model, "--model", *kind, opt.drop_path)
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
+    criterion.label_loss = options.label_loss(opt, data).to(device)
     batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
-    stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs)
-    facts = options.facts(opt.model, model, data)
-    fit(Trainee(run, opt, Networks(model, criterion), [stage], facts, device), Group(batches, val_batches))
-    export.save(run, model, val_batches, options.images_of(data), data.classes)
+    stage = Stage("", opt.epochs, criterion, schedules.of(opt))
+    facts, slow = options.facts(opt.model, model, data), options.slow_weights(opt, model)
+    trainee = Trainee(run, opt, Networks(model, criterion, slow), [stage], facts, device)
+    fit(trainee, Group(batches, val_batches, options.test_batches(opt, data, device)))
+    export.save(run, trainee.kept, val_batches, options.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

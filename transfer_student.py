@@ -14,7 +14,7 @@ from torch import nn
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, networks, options, parallel
+from helper import checkpoint, export, networks, options, parallel, schedules
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.step import Precision, Stage
@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
     options.begin(opt)
+    if opt.drop_path and opt.probe_bn == "eval":
+        raise UserError("--drop_path has no effect with --probe_bn eval: the network stays in eval mode")
     device = parallel.start(opt)
     networks.settle_data(opt)
     source = Path(opt.path_s).absolute().parent.name
@@ -77,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     # the network as it was trained, frozen, with a new classifier
     seed_everything(opt.seed)
     n_source = checkpoint.class_count(sketch, state, "--path_s", opt.path_s)
-    student = networks.restore(opt.model_s, state, "--path_s", opt.path_s, n_source, images)
+    student = networks.create(opt.model_s, "--model_s", n_source, images, opt.drop_path)
+    student = networks.fill(student, opt.model_s, state, "--path_s", opt.path_s, images)
     student.requires_grad_(False)
     student.reset_head(len(data.classes))
     nn.init.normal_(student.head.weight, std=0.01)
@@ -85,12 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     student.to(device, memory_format=torch.channels_last)
 
     criterion = Criterion()
+    criterion.label_loss = options.label_loss(opt, data).to(device)
     batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
     train_mode = opt.probe_bn == "train"
-    stage = Stage("", opt.epochs, criterion, opt.learning_rate, opt.lr_decay_epochs, train_mode=train_mode)
-    facts = options.facts(opt.model_s, student, data)
-    fit(Trainee(run, opt, Networks(student, criterion), [stage], facts, device), Group(batches, val_batches))
-    export.save(run, student, val_batches, options.images_of(data), data.classes)
+    stage = Stage("", opt.epochs, criterion, schedules.of(opt), train_mode=train_mode)
+    facts, slow = options.facts(opt.model_s, student, data), options.slow_weights(opt, student)
+    trainee = Trainee(run, opt, Networks(student, criterion, slow), [stage], facts, device)
+    fit(trainee, Group(batches, val_batches, options.test_batches(opt, data, device)))
+    export.save(run, trainee.kept, val_batches, options.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class CRD(Distiller, name="crd"):
     """
 
     weights = (1.0, 0.0, 0.8)
+    one_label = True
     reads = ()
     relational = True  # ranks that saw different batches would keep different memories
     eps = 1e-7  # added to the noise's density, as RepDistiller does

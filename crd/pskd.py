@@ -19,6 +19,7 @@ class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
     """
 
     weights = (0.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     relational = True  # all processes remember the same
     follows_epoch = True

@@ -28,6 +28,7 @@ class RRD(Distiller, name="rrd", aliases=("rcd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     relational = True
 

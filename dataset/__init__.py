@@ -14,7 +14,7 @@ from . import stl10 as stl10
 from . import tinyimagenet as tinyimagenet
 from .augment import Augment, InMemory, Views
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
-from .batches import Batches, ValBatches, limit
+from .batches import Batches, ValBatches, limit, split
 from .digest import fingerprint, listed
 from .files import Unreadable
 from .storage import Storage
@@ -38,6 +38,7 @@ __all__ = [
     "listed",
     "load",
     "register",
+    "split",
 ]
 
 

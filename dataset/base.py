@@ -61,6 +61,8 @@ class ImageSet:
     std: tuple[float, float, float]
     padding: int = 4  # pixels of zero padding before the random crop
     flip: bool = True  # random horizontal flip
+    test_images: Tensor | Files | None = None  # [L, 3, H, W] uint8, where others are validated while training
+    test_labels: Tensor | None = None
 
 
 _datasets: dict[str, Callable[..., ImageSet]] = {}

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,12 @@ def limit(images: Tensor | Files, labels: Tensor, n: int, seed: int = 0) -> tupl
     The choice depends on `seed` alone, and a smaller subset lies inside a larger one of the same seed. Raises
     ValueError where `n` is below the number of classes or above N.
     """
+    chosen = places(labels, n, seed)
+    return images[chosen], labels[chosen]
+
+
+def places(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """[n] where these samples are, in their order."""
     classes, labels_from_0 = labels.cpu().unique(return_inverse=True)
     if not len(classes) <= n <= len(labels):
         raise ValueError(f"expected {len(classes)} (one a class) to {len(labels)} (all) samples, found {n}")
@@ -29,8 +36,30 @@ def limit(images: Tensor | Files, labels: Tensor, n: int, seed: int = 0) -> tupl
     rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
     # Every class gives its first sample, then every class its second ...; a random order of classes settles the rest.
     turn = torch.randperm(len(classes), generator=generator)
-    chosen = order[(rank * len(classes) + turn[labels_from_0[order]]).argsort()[:n]].sort().values
-    return images[chosen], labels[chosen]
+    return order[(rank * len(classes) + turn[labels_from_0[order]]).argsort()[:n]].sort().values
+
+
+def split(data: ImageSet, n: int) -> ImageSet:
+    """`n` of the training samples, chosen as by `limit`, are those that are validated; `test_images` are what was.
+
+    Raises ValueError where `n` is below the number of classes, or leaves a class without training samples.
+    """
+    chosen = places(data.train_labels, n)
+    rest = torch.ones(len(data.train_labels), dtype=torch.bool)
+    rest[chosen] = False
+    left = rest.nonzero().squeeze(1)
+    classes = len(data.train_labels.unique())
+    if len(data.train_labels[left].unique()) < classes:
+        raise ValueError(f"{n} of {len(rest)} training samples leave some of {classes} classes without any")
+    return replace(
+        data,
+        train_images=data.train_images[left],
+        train_labels=data.train_labels[left],
+        val_images=data.train_images[chosen],
+        val_labels=data.train_labels[chosen],
+        test_images=data.val_images,
+        test_labels=data.val_labels,
+    )
 
 
 def bounds(n: int, parts: int) -> list[int]:
@@ -69,6 +98,11 @@ class Batches:
 
     def __len__(self) -> int:
         return self.steps
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each step, those of all processes."""
+        return [min(self.batch_size, self.n_data - step * self.batch_size) for step in range(self.steps)]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Steps `start_step` .. len(self) - 1 of that epoch; no step waits for the device."""

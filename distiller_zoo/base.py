@@ -107,6 +107,7 @@ class Distiller(nn.Module):
     # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
     # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True
+    one_label: ClassVar[bool] = False  # True: the losses read labels, or what is kept of a sample: not of mixed images
     standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
     epoch: int = 1  # set by the loop

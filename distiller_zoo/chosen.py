@@ -100,6 +100,14 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     if opt.dot is not None:
         with mendable(f"--dot {opt.dot:g}"):
             DOT.check(opt)
+    for flag in ("smoothing", "class_weights"):
+        if getattr(opt, flag) and not opt.gamma:
+            raise UserError(f"--{flag} has no effect: the weight of the cross entropy (-r) is 0")
+    if opt.ema is not None and opt.mcl_tau is not None:
+        raise UserError("--ema and --mcl_tau are the same: expected one of them")
+    for flag in ("mixup", "cutmix"):
+        if getattr(opt, flag, 0) and (unmixed := [cls.name for cls in weighed if cls.one_label]):
+            raise UserError(f"--{flag}: {', '.join(unmixed)} needs one label for each image")
     if opt.warm_up and opt.warm_up > opt.epochs:
         raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
     for cls, beta in zip(classes, opt.beta, strict=True):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from helper.labels import LabelLoss, repeated
 
 from .adapters import full, standardise
 from .base import Batch, Distiller, Output
@@ -44,6 +45,7 @@ class Criterion(nn.Module):
         self.betas, self.warm_up = list(self.full_betas), warm_up
         self.kd = kd
         self.methods = nn.ModuleDict(methods or {})
+        self.label_loss = LabelLoss()  # or what the script sets in its place
 
     @property
     def has_init(self) -> bool:
@@ -102,8 +104,8 @@ class Criterion(nn.Module):
         labelled = slice(None, None, len(s.logits) // len(batch.labels) if first_only else 1)
         logits = s.logits[labelled]
         if self.gamma:
-            labels = batch.labels.repeat_interleave(len(logits) // len(batch.labels))
-            terms["ce"] = self.gamma * batch.share * F.cross_entropy(full(logits), labels)
+            labels = repeated(batch, len(logits) // len(batch.labels))
+            terms["ce"] = self.gamma * self.label_loss.share(batch) * self.label_loss(full(logits), *labels)
         if self.alpha:
             s_kd, *t_kd = (x._replace(logits=x.logits[labelled]) for x in (s, *t))
             terms["kd"] = self.alpha * batch.share * sum(self.loss(self.kd, s_kd, x, batch) for x in t_kd) / len(t_kd)

@@ -49,6 +49,7 @@ class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
     label_all_views = False

@@ -33,6 +33,7 @@ class DKD(Distiller, name="dkd"):
     """KD in two parts with weights of their own: the label's probability (dkd_alpha), and the others' (dkd_beta)."""
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
     warm_up = 20

@@ -30,6 +30,7 @@ class DML(Distiller, name="dml"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    one_label = True
 
     def __init__(self, pair: Pair, *, dml_peers: Count = 1) -> None:
         super().__init__(pair)

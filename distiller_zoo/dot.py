@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helper.step import Precision, Update
+from helper.step import WHOLE, Part, Precision, Update
 
 TASK = "ce"  # the term of the labels; all others distil
 
@@ -22,8 +22,15 @@ class DOT(Update):
     @staticmethod
     def check(opt: argparse.Namespace) -> None:
         """Raises ValueError for options that it has no rule for."""
-        if opt.amp == "fp16" or opt.nesterov:
-            raise ValueError(f"has no rule for {'--nesterov' if opt.nesterov else '--amp fp16'}")
+        ruled_out = {
+            "--nesterov": opt.nesterov,
+            "--amp fp16": opt.amp == "fp16",
+            f"--opt {opt.opt}": opt.opt != "sgd",
+            "--clip_grad": opt.clip_grad is not None,
+            "--accumulate": opt.accumulate > 1,
+        }
+        for flag in [flag for flag, given in ruled_out.items() if given]:
+            raise ValueError(f"has no rule for {flag}")
         if not (opt.gamma and (opt.alpha or any(opt.beta))):
             raise ValueError("needs the cross entropy (-r) and a term beside it (-a or -b)")
         if not opt.dot <= opt.momentum <= 1 - opt.dot:
@@ -41,7 +48,7 @@ class DOT(Update):
         found = torch.autograd.grad(loss, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True)
         return dict(zip(self.parameters, found, strict=True))
 
-    def step(self, terms: dict[str, Tensor]) -> None:
+    def step(self, terms: dict[str, Tensor], part: Part = WHOLE) -> None:
         of_distill = self.gradients(sum(term for name, term in terms.items() if name != TASK), keep=True)
         of_task = self.gradients(terms[TASK], keep=False)
         with torch.no_grad():

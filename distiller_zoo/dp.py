@@ -26,6 +26,7 @@ class DP(KL, name="dp"):
     old student everywhere. Of several teachers each sample's most confident one is asked.
     """
 
+    one_label = True
     all_teachers = True
 
     def __init__(

@@ -19,6 +19,7 @@ class EAKD(Distiller, name="eakd"):
     """
 
     weights = (0.1, 0.0, 0.9)
+    one_label = True
     reads = ()
     standardisable = True
 

@@ -21,6 +21,7 @@ class KDPP(Distiller, name="kdpp"):
     """
 
     weights = (1.0, 3.5, 2.0)
+    one_label = True
     reads = ()
     kd_warm_up = 20
     relational = True  # all processes keep the same means

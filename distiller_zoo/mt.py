@@ -34,6 +34,7 @@ class MT(Distiller, name="mt", aliases=("multikd",)):
     """
 
     weights = (0.5, 0.0, 0.5)
+    one_label = True
     reads = ()
     standardisable = True
     temperature = 5.0

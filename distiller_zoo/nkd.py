@@ -27,6 +27,7 @@ class NKD(Distiller, name="nkd"):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
 

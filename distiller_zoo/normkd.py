@@ -21,6 +21,7 @@ class NormKD(Distiller, name="normkd"):
     """
 
     weights = (0.1, 0.0, 0.9)
+    one_label = True
     reads = ()
     standardisable = True
 

@@ -46,6 +46,7 @@ class OFA(Distiller, name="ofa", aliases=("ofa_kd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ("feats",)
 
     def __init__(

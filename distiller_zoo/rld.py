@@ -28,6 +28,7 @@ class RLD(Distiller, name="rld"):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
     warm_up = 20

@@ -25,6 +25,7 @@ class SDD(Distiller, name="sdd"):
     """
 
     weights = (0.1, 0.0, 0.9)
+    one_label = True
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class SSKD(Distiller, name="sskd"):
     """
 
     weights = (0.1, 0.9, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
     init_epochs = 60

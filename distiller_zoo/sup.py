@@ -32,6 +32,7 @@ class Sup(XEKL, name="sup"):
     on_flip: what becomes of the samples where only the teacher is right, where only the student is, and of the rest.
     """
 
+    one_label = True
     relational = True  # the number of samples that are let through is the batch's
 
     def __init__(

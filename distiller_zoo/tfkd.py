@@ -24,6 +24,7 @@ class TFKD(Distiller, name="tfkd"):
     """
 
     weights = (0.9, 0.0, 0.1)
+    one_label = True
     reads = ()
     standardisable = True
 

@@ -27,6 +27,7 @@ class Triplet(Distiller, name="triplet"):
     """Hinge of distance to the positive - distance to the negative + margin; KD at temperature 5 beside it (`-a`)."""
 
     weights = (0.0, 0.5, 0.5)
+    one_label = True
     reads = ()
     standardisable = True
     temperature = 5.0

@@ -30,6 +30,7 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
     """
 
     weights = (1.0, 0.0, 1.0)
+    one_label = True
     reads = ()
     standardisable = True
     iterations = 10

@@ -14,6 +14,7 @@ class WSLD(Distiller, name="wsld"):
     measure."""
 
     weights = (1.0, 0.0, 2.5)
+    one_label = True
     reads = ()
     standardisable = True
 

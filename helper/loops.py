@@ -21,11 +21,13 @@ Row = tuple[Trainee, Stage, dict[str, Any]]
 class Group:
     """Trainees that see the same batches, and share what the teachers say of them.
 
-    tolerant: where one of them diverges, it drops out and the others go on.
+    test_batches: what is seen once, at the end, where val_batches are of another set. tolerant: where one of them
+    diverges, it drops out and the others go on.
     """
 
     batches: Any
     val_batches: Iterable
+    test_batches: Iterable | None = None
     teachers: Teachers | None = None
     trainees: list[Trainee] = field(default_factory=list)
     tolerant: bool = False
@@ -41,7 +43,7 @@ class Group:
         for trainee in self.turn[:1]:
             captured.wait_for_all(trainee.device)  # networks and images were made on the default stream
         for trainee in self.turn:
-            trainee.begin_epoch(len(self.batches), together)
+            trainee.begin_epoch(self.batches.sizes, together)
         self.first = min((trainee.meters.steps for trainee in self.turn), default=len(self.batches))
 
     def steps(self) -> Iterator[None]:
@@ -66,7 +68,7 @@ class Group:
             if row := self.attempt(trainee, trainee.end_epoch, self.val_batches):
                 rows.append((trainee, stage, row))
                 if not trainee.next_stage:
-                    trainee.finish(self.val_batches)
+                    trainee.finish(self.val_batches, self.test_batches)
         return rows
 
     def attempt(self, trainee: Trainee, act: Callable[..., Any], *given: Any) -> Any:
@@ -97,7 +99,7 @@ def fit_groups(groups: list[Group], signals: Signals) -> None:
     for group in groups:
         for trainee in group.trainees:
             if not trainee.next_stage:  # it was interrupted between its last epoch and its end
-                trainee.finish(group.val_batches)
+                trainee.finish(group.val_batches, group.test_batches)
     while any(trainee.next_stage for group in groups for trainee in group.trainees):
         for group in groups:
             group.choose()
@@ -121,8 +123,9 @@ def train(groups: list[Group], signals: Signals) -> None:
     for number, _ in enumerate(bar, first + 1):
         if number % shown[0].opt.print_freq == 0 and (means := shown[0].meters.means):
             bar.set_postfix(loss=f"{means['loss']:.3f}", acc=f"{means['acc']:.1f}")
-        if signal := signals.asked():
-            begun = [trainee for group in groups for trainee in group.turn if trainee.meters.steps]
+        turn = [trainee for group in groups for trainee in group.turn]
+        if all(trainee.whole for trainee in turn) and (signal := signals.asked()):
+            begun = [trainee for trainee in turn if trainee.meters.steps]
             for trainee in begun:
                 trainee.pause()
             place = f"step {begun[0].meters.steps} of {begun[0].when}" if begun else "the last checkpoint"

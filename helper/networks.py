@@ -60,10 +60,10 @@ def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
     return network
 
 
-def create(name: str, flag: str, num_classes: int, images: models.Images) -> nn.Module:
+def create(name: str, flag: str, num_classes: int, images: models.Images, drop_path: float | None = None) -> nn.Module:
     """An untrained network. Raises UserError where there is none so called, or it does not take such images."""
     with mendable(f"{flag} {name}"):
-        network = models.create_model(name, num_classes, images)
+        network = models.create_model(name, num_classes, images, drop_path)
     look(network, f"{flag} {name}", images)
     return network
 
@@ -74,7 +74,16 @@ def restore(
     """The network with the file's weights. Raises UserError where they are not this network's."""
     sketch(name, state, flag, path)
     with mendable(f"{flag} {path}"):
-        network = models.rebuild(name, num_classes, images, state.get("wrapped", []))
+        network = models.create_model(name, num_classes, images)
+    return fill(network, name, state, flag, path, images)
+
+
+def fill(
+    network: nn.Module, name: str, state: dict[str, Any], flag: str, path: str, images: models.Images | None
+) -> nn.Module:
+    """The network, which `sketch` has looked at, with the file's wrappers and weights."""
+    with mendable(f"{flag} {path}"):
+        network = models.wrap(network, state.get("wrapped", []))
     checkpoint.load_weights(network, name, state, flag, path)
     look(network, f"{flag} {path}: {name}", images)
     return network

@@ -1,6 +1,7 @@
 """Options that several scripts share, how they are checked, and where their values may come from."""
 
 import argparse
+import dataclasses
 import inspect
 import os
 import sys
@@ -15,8 +16,9 @@ from torch import nn
 import dataset
 import models
 
-from . import checkpoint, export, identity, run_log
+from . import checkpoint, export, identity, labels, optimizers, run_log
 from .parallel import one_before_the_others, part
+from .slow import SlowWeights
 from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
@@ -236,6 +238,13 @@ def add_data_options(parser: Parser) -> None:
     group.add_argument("--num_workers", type=count, default=8, help="that read image files, for each process")
     group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
     group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
+    group.add_argument(
+        "--val_split",
+        type=count,
+        metavar="N",
+        help="so many training samples, as many of each class and the same for every seed, are validated in the place "
+        "of the test set, which is seen once at the end",
+    )
 
 
 def add_teacher_options(parser: Parser) -> None:
@@ -264,12 +273,40 @@ def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.d
 def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=count, default=epochs)
-    group.add_argument("--learning_rate", type=above_zero, help="default: 0.05, or the network's own")
-    group.add_argument("--lr_decay_epochs", type=epoch_list, default=decay, help="the rate falls after these epochs")
-    group.add_argument("--lr_decay_rate", type=share, default=0.1)
+    group.add_argument(
+        "--opt", choices=optimizers.OPTIMIZERS, default="sgd", help="optimiser; lamb: timm's, needs the package timm"
+    )
+    rates = f"default: 0.05, or the network's own; of other optimisers than sgd {optimizers.RATE}"
+    group.add_argument("--learning_rate", type=above_zero, help=rates)
+    group.add_argument("--sched", choices=["step", "cosine"], default="step", help="how the rate falls, by the epoch")
+    group.add_argument(
+        "--lr_decay_epochs", type=epoch_list, default=decay, help="step: the rate falls after these epochs"
+    )
+    group.add_argument("--lr_decay_rate", type=share, default=0.1, help="step: to this much of it")
+    group.add_argument("--min_lr", type=weight, metavar="LR", help="cosine: where it goes; default: 0")
+    group.add_argument(
+        "--warmup_epochs", type=whole, default=0, metavar="N",
+        help="epochs in which the rate rises evenly; they are part of the schedule (timm's default, no warmup_prefix)",
+    )  # fmt: skip
+    group.add_argument("--warmup_lr", type=weight, metavar="LR", help="rate of the first of these; default: 1e-05")
     group.add_argument("--weight_decay", type=weight, default=5e-4)
-    group.add_argument("--momentum", type=share, default=0.9)
+    group.add_argument("--momentum", type=share, default=0.9, help="of sgd")
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    group.add_argument("--clip_grad", type=above_zero, metavar="NORM", help="longest that all gradients together are")
+    group.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches of each step of the optimiser")
+    group.add_argument("--smoothing", type=share, default=0.0, metavar="EPS", help="of the cross entropy's labels")
+    group.add_argument(
+        "--class_weights", choices=["balanced"],
+        help="balanced: in the cross entropy a class weighs n / (K n_c), with n_c of the n training samples",
+    )  # fmt: skip
+    group.add_argument("--drop_path", type=share, metavar="RATE", help="stochastic depth of timm's networks")
+    group.add_argument(
+        "--ema", type=share, metavar="DECAY",
+        help="a moving average of the weights and BatchNorm statistics is validated and saved in their place",
+    )  # fmt: skip
+    group.add_argument(
+        "--early_stop", type=count, metavar="N", help="the training ends after N epochs without a better val_acc"
+    )
     group.add_argument(
         "--sync_bn", action="store_true", help="under torchrun: BatchNorm over the whole batch of all processes"
     )
@@ -353,13 +390,48 @@ def settle_seed(opt: argparse.Namespace) -> None:
         raise UserError(f"--trial {opt.trial}: is part of the run's name, expected one without /")
     if isinstance(opt.seed, list):
         raise UserError(f"--seed {','.join(map(str, opt.seed))}: several seeds need --sweep")
-    if opt.nesterov and not opt.momentum:
-        raise UserError("--nesterov: expected a --momentum above 0 beside it")
+    settle_training(opt)
     if opt.seed is None:
         try:
             opt.seed = whole(opt.trial)
         except argparse.ArgumentTypeError:
             raise UserError(f"--trial {opt.trial}: not a number, so --seed must be given") from None
+
+
+def settle_training(opt: argparse.Namespace) -> None:
+    """Fills in what depends on other training options. Raises UserError for what has no effect, or cannot be."""
+    if opt.nesterov and opt.opt != "sgd":
+        raise UserError("--nesterov has no effect without --opt sgd")
+    if opt.nesterov and not opt.momentum:
+        raise UserError("--nesterov: expected a --momentum above 0 beside it")
+    if opt.opt in optimizers.NEEDS_PACKAGE:
+        optimizers.package()
+    if opt.opt != "sgd":
+        opt.learning_rate = opt.learning_rate or optimizers.RATE
+    if opt.min_lr is not None and opt.sched != "cosine":
+        raise UserError("--min_lr has no effect without --sched cosine")
+    if opt.warmup_lr is not None and not opt.warmup_epochs:
+        raise UserError("--warmup_lr has no effect without --warmup_epochs")
+    if opt.warmup_epochs > opt.epochs:
+        raise UserError(f"--warmup_epochs {opt.warmup_epochs}: expected at most the --epochs, {opt.epochs}")
+    if opt.sched == "cosine" and opt.min_lr is None:
+        opt.min_lr = 0.0
+    if opt.warmup_epochs and opt.warmup_lr is None:
+        opt.warmup_lr = 1e-5
+
+
+def label_loss(opt: argparse.Namespace, data: dataset.ImageSet) -> labels.LabelLoss:
+    """The cross entropy that the options ask for. Raises UserError for a class without samples to be weighed by."""
+    weights = None
+    if opt.class_weights:
+        with mendable(f"--class_weights {opt.class_weights}"):
+            weights = labels.balanced(data.train_labels, len(data.classes))
+    return labels.LabelLoss(opt.smoothing, weights)
+
+
+def slow_weights(opt: argparse.Namespace, network: nn.Module) -> SlowWeights | None:
+    """`--ema`: the average moves with every step of the optimiser."""
+    return None if opt.ema is None else SlowWeights(network, opt.ema)
 
 
 def load_data(opt: argparse.Namespace, runs: Iterable[Any]) -> dataset.ImageSet:
@@ -373,6 +445,9 @@ def load_data(opt: argparse.Namespace, runs: Iterable[Any]) -> dataset.ImageSet:
         found = identity.of(data), dataset.listed(opt.dataset, opt.data_folder)
     for run in runs:
         run.sees(*found)
+    if opt.val_split and opt.test_only is None:
+        with mendable(f"--val_split {opt.val_split}"):
+            data = dataset.split(data, opt.val_split)
     return data
 
 
@@ -404,6 +479,14 @@ def val_batches(opt: argparse.Namespace, data: dataset.ImageSet, device: torch.d
     height, width = data.val_images.shape[-2:]
     size = max(opt.batch_size, 1000 * 32**2 // max(height * width, 32**2))
     return dataset.ValBatches.of(data, size, device, part=part())
+
+
+def test_batches(opt: argparse.Namespace, data: dataset.ImageSet, device: torch.device) -> dataset.ValBatches | None:
+    """The same of the test set, where others are validated while training."""
+    if data.test_labels is None:
+        return None
+    tested = dataclasses.replace(data, val_images=data.test_images, val_labels=data.test_labels)
+    return val_batches(opt, tested, device)
 
 
 def images_of(data: dataset.ImageSet) -> models.Images:

@@ -176,6 +176,11 @@ def joined(step: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
 
+def apart(step: nn.Module, alone: bool) -> contextlib.AbstractContextManager:
+    """Where `alone`, the gradients of a `joined` step stay the process's own, until a later backward adds them up."""
+    return step.no_sync() if alone and several() else contextlib.nullcontext()
+
+
 @torch.no_grad()
 def unite(*networks: nn.Module | None) -> None:
     """Makes buffers equal in all processes: BatchNorm statistics become their mean, what else there is the first's.

@@ -323,6 +323,8 @@ class Run:
         print(
             f"last epoch ({s['epochs']}): {s['last_acc']:.2f} %   best (epoch {s['best_epoch']}): {s['best_acc']:.2f} %"
         )
+        if "test_acc" in s:
+            print(f"of the test set: {s['test_acc']:.2f} %   best epoch: {s['best_test_acc']:.2f} %")
         print(f"run folder: {self.folder}")
 
 

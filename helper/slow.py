@@ -17,7 +17,7 @@ class SlowWeights:
     `fast`: where the student goes on from when `network` has its weights, those of a run that had both.
     """
 
-    def __init__(self, student: nn.Module, tau: float, every: int, fast: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, student: nn.Module, tau: float, every: int = 1, fast: dict[str, Tensor] | None = None) -> None:
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.tau, self.every, self.fast = tau, every, fast
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .optimizers import OPTIMIZERS
+
 MAPS = ("feats", "preacts")  # the parts of an Output that only some losses read
 
 
@@ -22,27 +24,28 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
 
+class Part(NamedTuple):
+    """What a batch is of an update, which takes the mean over the samples of several (`--accumulate`)."""
+
+    share: float = 1.0  # of the update's samples
+    first: bool = True
+    last: bool = True
+
+
+WHOLE = Part()
+
+
 class Update:
-    """Turns the terms of a loss into gradients and these into a step of SGD.
+    """Turns the terms of a loss into gradients and these into a step of the optimiser.
 
     Another rule of descent is a subclass with a `step` of its own. groups: as of `parameter_groups`; a group's
     `lr_scale` multiplies its rate.
     """
 
     def __init__(self, groups: list[dict[str, Any]], precision: Precision, opt: argparse.Namespace) -> None:
-        self.scaler = precision.scaler
-        self.optimizer = torch.optim.SGD(
-            groups,
-            opt.learning_rate,
-            momentum=opt.momentum,
-            weight_decay=opt.weight_decay,
-            nesterov=opt.nesterov,
-            fused=True,
-        )
-        for group in self.optimizer.param_groups if opt.momentum else ():
-            # the fused step would begin with stale memory, and leave it so where fp16 overflows
-            for p in group["params"]:
-                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self.scaler, self.clip_grad = precision.scaler, opt.clip_grad
+        self.fresh = opt.accumulate == 1  # each step has gradients of its own; else all that are recorded share them
+        self.optimizer = OPTIMIZERS[opt.opt](groups, opt)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -51,9 +54,20 @@ class Update:
     def rates(self) -> tuple[float, ...]:
         return tuple(group["lr"] for group in self.optimizer.param_groups)
 
-    def step(self, terms: dict[str, Tensor]) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(sum(terms.values())).backward()
+    def step(self, terms: dict[str, Tensor], part: Part = WHOLE) -> None:
+        if part.first:
+            self.optimizer.zero_grad(set_to_none=self.fresh)
+        loss = sum(terms.values())
+        self.scaler.scale(loss if part == WHOLE else loss * part.share).backward()
+        if part.last:
+            self.descend()
+
+    def descend(self) -> None:
+        """The optimiser's step. Gradients longer than `--clip_grad`, all parameters' together, become as long."""
+        if self.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -64,8 +78,7 @@ class Stage(NamedTuple):
     name: str  # "" for the training that is validated, and whose last epoch is the result
     epochs: int
     loss: Callable[..., dict[str, Tensor]]  # (student's Output, teachers' Outputs, batch) -> weighted terms
-    learning_rate: float
-    decay_epochs: Sequence[int] = ()  # the rate falls after each of these
+    rate: Callable[[int], float]  # of each epoch, from 1
     asks_teachers: bool = False  # True: the loss reads the teachers' Outputs
     reads: Sequence[str] = ()  # the maps of the Outputs that the loss reads, of MAPS
     runs_student: bool = True  # False: the loss reads the first teacher alone, whose Output is given in its place

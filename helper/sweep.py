@@ -20,7 +20,7 @@ from dataset import Augment, ImageSet, Views, augmentation
 from . import captured, parallel
 from .interrupt import Signals
 from .loops import Group, fit_groups
-from .options import Parser, count, train_batches, val_batches
+from .options import Parser, count, test_batches, train_batches, val_batches
 from .run import Run
 from .step import Precision
 from .teacher_cache import open_caches
@@ -32,8 +32,9 @@ from .validation import validate
 # what all students of a sweep have in common, because they share it
 COMMON = "path_t model_t pretrained_t teacher_ahead cache_teacher cache_gb cache_dtype".split()
 COMMON += "dataset data_folder image_size batch_size loader memory_gb num_workers limit_train limit_val".split()
+COMMON += ["val_split", "accumulate"]
 COMMON += "device amp compile graph deterministic sync_bn adjust_lr test_only resume save_folder run_log".split()
-MEASURED_STEPS = captured.WARM_UPS + 2  # of the first student, which say how much memory one takes
+MEASURED_STEPS = captured.WARM_UPS + 2  # of the first student's optimiser, which say how much memory one takes
 ROOM = 0.8  # of the free memory that students may take
 
 
@@ -144,7 +145,7 @@ class Shared:
         self, opt: argparse.Namespace, data: ImageSet, teachers: Sequence[nn.Module], device: torch.device
     ) -> None:
         self.opt, self.data, self.teachers, self.device = opt, data, teachers, device
-        self.val_batches = val_batches(opt, data, device)
+        self.val_batches, self.test_batches = val_batches(opt, data, device), test_batches(opt, data, device)
         self.precision = Precision(opt.amp, device)
         self.asked = Teachers(teachers, self.precision, ahead=opt.teacher_ahead, compiled=opt.compile, graph=opt.graph)
         self.groups: dict[Hashable, Group] = {}
@@ -167,14 +168,15 @@ class Shared:
             if opt.cache_teacher:
                 teachers.caches = open_caches(opt, self.teachers, views, self.data, self.device)
             batches = train_batches(opt, self.data, views, self.device)
-            self.groups[key] = Group(batches, self.val_batches, teachers)
+            self.groups[key] = Group(batches, self.val_batches, self.test_batches, teachers)
         trainee.facts |= self.teacher_facts()
         return self.groups[key]
 
     def teacher_facts(self) -> dict[str, Any]:
+        tested = self.test_batches or self.val_batches  # what was set apart, teachers may have been trained on
         if len(self.accuracies) < len(self.teachers):
             for teacher in self.teachers:
-                self.accuracies.append(validate(self.val_batches, teacher, self.precision)["val_acc"])
+                self.accuracies.append(validate(tested, teacher, self.precision)["val_acc"])
             print("teacher accuracy: " + ", ".join(f"{acc:.2f} %" for acc in self.accuracies))
         found = self.accuracies
         return {"teacher_acc": found if len(found) > 1 else found[0]} if found else {}
@@ -224,7 +226,7 @@ def room(group: Group, trainee: Trainee) -> int | None:
     group.choose()
     group.begin(together=1)
     steps = group.steps()
-    made = sum(1 for _ in zip(range(MEASURED_STEPS), steps, strict=False))
+    made = sum(1 for _ in zip(range(MEASURED_STEPS * trainee.opt.accumulate), steps, strict=False))
     steps.close()
     taken = max(used_memory_mb(trainee.device) - before, 1.0)
     return 1 + int(ROOM * free_memory_mb(trainee.device) / taken) if made else None
@@ -232,14 +234,15 @@ def room(group: Group, trainee: Trainee) -> int | None:
 
 def report(runs: list[tuple[Job, Run]]) -> None:
     """Prints a table in Markdown: a row an item, over its seeds: accuracy of the last epoch in percent, its deviation,
-    and the best epoch's. Raises Failed where some have no result."""
+    and the best epoch's, of the test set. Raises Failed where some have no result."""
     items: dict[str, list[dict]] = {}
     for job, run in runs:
         if not run.failed:
             items.setdefault(job.item, []).append(run.summary)
     print("\n| student | seeds | last epoch | best epoch |\n| --- | --- | --- | --- |")
     for item, found in items.items():
-        last, best = ([summary[key] for summary in found] for key in ("last_acc", "best_acc"))
+        keys = ("test_acc", "best_test_acc") if "test_acc" in found[0] else ("last_acc", "best_acc")
+        last, best = ([summary[key] for summary in found] for key in keys)
         deviation = f" ± {stdev(last):.2f}" if len(last) > 1 else ""
         print(f"| {item} | {len(last)} | {mean(last):.2f}{deviation} | {mean(best):.2f} |")
     print()

@@ -1,18 +1,20 @@
 """One student in training: its run's folder, network, criterion, update, meters and slow weights."""
 
 import argparse
+import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import captured, checkpoint, parallel
+from . import captured, checkpoint, optimizers, parallel
+from .labels import likelier
 from .meters import Meters
 from .run import Run
 from .slow import SlowWeights
-from .step import Features, Precision, Stage, Step, only, parameter_groups
+from .step import Features, Part, Precision, Stage, Step, only, parameter_groups
 from .teachers import ready
 from .util import Diverged, UserError, peak_memory_mb, rng_state, set_rng_state
 from .validation import predict, validate
@@ -66,11 +68,12 @@ class Trainee:
         self.tested = ready(self.kept, device, opt.compile)
         self.stream = captured.stream_for(device)
         self.record = captured.recorder(opt.graph, self.stream)
-        if self.record and (methods := self.criterion.not_capturable):
-            print(f"--graph auto: steps of {', '.join(methods)} cannot be recorded and run as they are")
+        unfit = [*self.criterion.not_capturable, *({opt.opt} & optimizers.NOT_CAPTURABLE)]
+        if self.record and unfit:
+            print(f"--graph auto: steps of {', '.join(unfit)} cannot be recorded and run as they are")
             self.record = None
         self.done = {stage.log: 0 for stage in stages}
-        self.best_acc, self.part = -1.0, None
+        self.best_acc, self.best_epoch, self.part = -1.0, 0, None
         self.stage: Stage | None = None
         self.within = False  # an epoch
         if run.state:
@@ -87,7 +90,8 @@ class Trainee:
         rng = state["rng"]  # of each process; before there could be several, of the one
         set_rng_state(rng[parallel.rank() % len(rng)] if isinstance(rng, list) else rng)
         self.done = {log: int(state["done"][log]) for log in self.done}
-        self.best_acc, self.facts = float(state["best_acc"]), dict(state["facts"])
+        self.best_acc, self.best_epoch = float(state["best_acc"]), int(state["best_epoch"])
+        self.facts = dict(state["facts"])
         if parts := state.get("parts"):
             if len(parts) != parallel.world():
                 raise UserError(
@@ -102,7 +106,13 @@ class Trainee:
     @property
     def next_stage(self) -> Stage | None:
         """The stage that has epochs left; None: the training is over."""
-        return next((stage for stage in self.stages if self.done[stage.log] < stage.epochs), None)
+        return next((stage for stage in self.stages if self.done[stage.log] < stage.epochs and not self.stale), None)
+
+    @property
+    def stale(self) -> bool:
+        """Whether `--early_stop` ends the training, whose last epochs were none the best."""
+        patience = self.opt.early_stop
+        return patience is not None and self.done["log.csv"] - self.best_epoch >= patience
 
     @property
     def epoch(self) -> int:
@@ -122,19 +132,18 @@ class Trainee:
     # ---- a stage and an epoch begin ----
 
     @on_own_stream
-    def begin_epoch(self, steps: int, together: int) -> None:
-        """steps: of each epoch; together: how many are trained at once."""
+    def begin_epoch(self, sizes: Sequence[int], together: int) -> None:
+        """sizes: samples of each step of the epoch; together: how many are trained at once."""
         if not self.within:
-            self._begin_epoch(steps)
+            self._begin_epoch(sizes)
         self.meters.share(together)
 
-    def _begin_epoch(self, steps: int) -> None:
+    def _begin_epoch(self, sizes: Sequence[int]) -> None:
         self.within, stage = True, self.next_stage
         if self.stage is not stage:
             self._begin_stage(stage)
-        self.steps = steps
-        self.rate = stage.learning_rate * self.opt.lr_decay_rate ** sum(self.epoch > e for e in stage.decay_epochs)
-        self.rate *= parallel.world() if self.opt.adjust_lr else 1
+        self.sizes = sizes
+        self.rate = stage.rate(self.epoch) * (parallel.world() if self.opt.adjust_lr else 1)
         self.update.set_rate(self.rate)
         self.meters.begin(self.part and self.part["meters"])
         self.part = None
@@ -170,24 +179,40 @@ class Trainee:
     def step(self, batch: Any, t: tuple[Any, ...]) -> None:
         """One step on a batch of which the teachers say t."""
         t = tuple(only(output, self.stage.reads) for output in t) if self.stage.asks_teachers else ()
-        self.compute(batch._replace(drawn=None), t)
+        part, steps, every = self.next_part, len(self.sizes), self.opt.accumulate
+        self.compute(batch._replace(drawn=None), t, part)
         self.meters.count(batch.total)
-        number, of_all = self.meters.steps, (self.epoch - 1) * self.steps + self.meters.steps
-        if self.averaged:
-            self.slow.update(self.student, of_all)
+        number, of_all = self.meters.steps, (self.epoch - 1) * steps + self.meters.steps
+        if self.averaged and part.last:
+            self.slow.update(self.student, (self.epoch - 1) * -(-steps // every) + -(-number // every))
         if number % self.opt.print_freq == 0 or number % self.opt.tb_freq == 0:
             means = self.meters.read(self.when)
             if number % self.opt.tb_freq == 0:
                 label = f"{self.stage.name} step_".lstrip()
                 self.run.scalars.log({label + name: value for name, value in means.items()}, of_all)
-        if self.opt.save_steps and number % self.opt.save_steps == 0 and number < self.steps:
+        save = self.opt.save_steps  # gradients are not saved: where they add up, the first whole update after that is
+        if save and part.last and number // save > (number - every) // save and number < steps:
             self.pause()
 
-    def _compute(self, batch: Any, t: tuple[Any, ...]) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether no gradients wait for more steps."""
+        return self.meters.steps % self.opt.accumulate == 0 or self.meters.steps == len(self.sizes)
+
+    @property
+    def next_part(self) -> Part:
+        """What the next step is of an update; the last update of an epoch may have fewer of them."""
+        every, number = self.opt.accumulate, self.meters.steps
+        start = number - number % every
+        sizes = self.sizes[start : start + every]
+        return Part(self.sizes[number] / sum(sizes), number == start, number + 1 == start + len(sizes))
+
+    def _compute(self, batch: Any, t: tuple[Any, ...], part: Part) -> None:
         """What of a step is recorded: it reads and changes tensors alone."""
-        terms, logits = self.forward(batch, t)
-        self.update.step(terms)
-        self.meters.add(terms, logits[:: len(logits) // len(batch.labels)], batch.labels, batch.total)
+        with parallel.apart(self.forward, not part.last):
+            terms, logits = self.forward(batch, t)
+            self.update.step(terms, part)
+        self.meters.add(terms, logits[:: len(logits) // len(batch.labels)], likelier(batch), batch.total)
 
     def _numbers(self) -> tuple[float, ...]:
         """What a recorded step has as constants."""
@@ -223,7 +248,7 @@ class Trainee:
         self.done[stage.log], self.within = row["epoch"], False
         if not stage.name:
             if row["val_acc"] > self.best_acc:
-                self.best_acc = row["val_acc"]
+                self.best_acc, self.best_epoch = row["val_acc"], row["epoch"]
                 self.run.save("best.pth", weights | {"accuracy": row["val_acc"]})
             if row["epoch"] % self.opt.save_freq == 0:
                 self.run.save(f"ckpt_epoch_{row['epoch']}.pth", weights | {"accuracy": row["val_acc"]})
@@ -233,7 +258,8 @@ class Trainee:
     def _save(self, more: dict[str, Any]) -> None:
         """Writes last.pth."""
         state = {"model": self.kept.state_dict(), "epoch": self.done[self.stage.log], **self.facts}
-        state |= {"stage": self.stage.log, "done": self.done, "best_acc": self.best_acc, "facts": self.facts}
+        state |= {"stage": self.stage.log, "done": self.done, "best_acc": self.best_acc}
+        state |= {"best_epoch": self.best_epoch, "facts": self.facts}
         state |= {"criterion": self.criterion.state_dict(), "optimizer": self.update.optimizer.state_dict()}
         rng = self.rng or rng_state(parallel.world() == 1)
         state |= {"scaler": self.precision.scaler.state_dict(), "rng": parallel.each(rng)}
@@ -253,11 +279,26 @@ class Trainee:
             )
 
     @on_own_stream
-    def finish(self, val_batches: Iterable) -> None:
-        """Writes the run's result."""
+    def finish(self, val_batches: Iterable, test_batches: Iterable | None = None) -> None:
+        """Writes the run's result. test_batches: what it has not been validated on."""
         if self.opt.save_predictions:
             for name, net in {"": self.kept, **self.beside}.items():
-                self.run.save_predictions(name, predict(val_batches, net, self.precision))
-        self.run.finish(self.facts | {"weights": checkpoint.digest({"model": self.kept.state_dict()})})
+                self.run.save_predictions(name, predict(test_batches or val_batches, net, self.precision))
+        found = {"weights": checkpoint.digest({"model": self.kept.state_dict()})}
+        if self.opt.early_stop is not None:
+            found["stopped_early"] = self.done["log.csv"] < self.stages[-1].epochs
+        if test_batches:
+            found |= self._test(test_batches)
+        self.run.finish(self.facts | found)
         if not self.label and not parallel.rank():
             self.run.report()
+
+    def _test(self, test_batches: Iterable) -> dict[str, float]:
+        """How the last weights do on the test set, and those of the best epoch."""
+        last = validate(test_batches, self.tested, self.precision)
+        best = last
+        if self.best_epoch < self.done["log.csv"]:
+            network = copy.deepcopy(self.kept)
+            network.load_state_dict(checkpoint.load(self.run.folder / "best.pth", "the run's")["model"])
+            best = validate(test_batches, parallel.spread(network, self.device), self.precision)
+        return {"test_acc": last["val_acc"], "test_acc_top5": last["val_acc_top5"], "best_test_acc": best["val_acc"]}

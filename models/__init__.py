@@ -30,7 +30,7 @@ from .base import (
     register_family,
     register_pattern,
 )
-from .wrapped import Wrapper, layers_of, rebuild, sketch
+from .wrapped import Wrapper, layers_of, rebuild, sketch, wrap
 
 # RepDistiller's table: model_dict["resnet8"](num_classes=100)
 model_dict = {name: partial(create_model, name) for name in model_names()}

@@ -123,7 +123,7 @@ class Family(Protocol):
     def names(self) -> list[str]:
         """Raises ValueError where the package is not there, as all of these do."""
 
-    def build(self, name: str, num_classes: int, images: Images | None) -> Network:
+    def build(self, name: str, num_classes: int, images: Images | None, drop_path: float | None = None) -> Network:
         """images: what the network will be given; it makes of them what it needs. None: as it needs them."""
 
     def own_size(self, name: str) -> int:
@@ -178,12 +178,17 @@ def find_in_family(name: str) -> tuple[Family, str]:
     return family, rest
 
 
-def create_model(name: str, num_classes: int, images: Images | None = None) -> nn.Module:
+def create_model(
+    name: str, num_classes: int, images: Images | None = None, drop_path: float | None = None
+) -> nn.Module:
     """Builds a network by name. Raises ValueError, with the near names, where there is none.
 
     images: what the network will be given. Ours take any; a package's network is built for their size where it can be,
-    else resizes them, and normalises them as its own weights want them.
+    else resizes them, and normalises them as its own weights want them. drop_path: the rate at which the network skips
+    its blocks in training. Raises ValueError for one that cannot.
     """
+    if drop_path is not None and name.partition(":")[0] not in _families:
+        raise ValueError("takes no --drop_path, as timm:NAME do")
     if name in _networks:
         return _networks[name](num_classes=num_classes)
     for pattern, build in _patterns:
@@ -191,7 +196,7 @@ def create_model(name: str, num_classes: int, images: Images | None = None) -> n
             return build(*match.groups(), num_classes=num_classes)
     if name.partition(":")[0] in _families:
         family, rest = find_in_family(name)
-        return family.build(rest, num_classes, images)
+        return family.build(rest, num_classes, images, drop_path)
     names = {known.lower(): known for known in [*_networks, *(f"{prefix}:" for prefix in _families)]}
     near = [names[known] for known in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
     raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")

@@ -94,12 +94,18 @@ class PackageFamily:
     def own_size(self, name: str) -> int:
         return self.own(name).size[0]
 
-    def build(self, name: str, num_classes: int, images: Images | None) -> Network:
+    def dropping(self, name: str, rate: float) -> dict[str, Any]:
+        """What `create` must be told for the blocks to be skipped at this rate. Raises ValueError where it cannot."""
+        raise ValueError(f"{self.prefix}:{name}: takes no --drop_path, as timm:NAME do")
+
+    def build(self, name: str, num_classes: int, images: Images | None, drop_path: float | None = None) -> Network:
         name, _, at = name.partition("@")
         if at and not (at.isdigit() and int(at)):
             raise ValueError(f"{self.prefix}:{name}@{at}: expected a size in pixels behind the @")
         asked = (int(at), int(at)) if at else images.size if images else None
         plan, (arguments, size) = _plan(self, name), _fit(self, name, asked, bool(at))
+        if drop_path is not None:
+            arguments = arguments | self.dropping(name, drop_path)
         if torch.get_default_device().type == "meta":
             net = self.skeleton(name, **arguments)
         else:

@@ -49,6 +49,14 @@ class Timm(PackageFamily):
         size = tuple(-(-n // patch) * patch for n in size)
         return {"img_size": size}, size
 
+    def dropping(self, name: str, rate: float) -> dict[str, Any]:
+        arguments = {"drop_path_rate": rate}
+        try:
+            self.skeleton(name, **arguments)
+        except TypeError:
+            raise ValueError(f"{self.prefix}:{name}: takes no --drop_path") from None
+        return arguments
+
     def plan(self, net: nn.Module, images: Tensor) -> Plan:
         stages = list(net.feature_info)
         indices = list(range(len(stages)))

@@ -64,7 +64,9 @@ class Run:
             self.finished = summary_file.is_file()
             if self.finished:
                 summary = json.loads(summary_file.read_text())
-                self.last, self.best = float(summary["last_acc"]), float(summary["best_acc"])
+                last, best = summary["last_acc"], summary["best_acc"]
+                self.last = float(summary.get("test_acc", last))  # with --val_split
+                self.best = float(summary.get("best_test_acc", best))
                 self.seconds, self.parameters = summary.get("seconds"), summary.get("parameters")
             self.device = text(told.get("device"))
             if self.device == "cpu":

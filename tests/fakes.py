@@ -1,6 +1,8 @@
 """The smallest teacher, student and outputs of given shapes that a method accepts."""
 
+import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,3 +68,9 @@ def batch(s: Output, index: Tensor | None = None, labels: Tensor | None = None, 
     n, device = len(s.logits) // views, s.logits.device
     index = torch.arange(n, device=device) if index is None else index
     return Batch(torch.ones(n, 3, 8, 8, device=device), index % 2 if labels is None else labels, index)
+
+
+def sgd_options(**given: Any) -> argparse.Namespace:
+    """What an Update reads of a run's options."""
+    usual = {"opt": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
+    return argparse.Namespace(**usual | {"clip_grad": None, "accumulate": 1} | given)

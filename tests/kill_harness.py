@@ -36,6 +36,7 @@ CASES = {
     "sskd": "--distill sskd --init_epochs 2",
     "mcl": "--distill kd --mcl_tau 0.9 --mcl_every 3",
     "cache": "--distill kd --cache_teacher {save}/cache",
+    "recipe": "--distill kd --opt adamw --clip_grad 1 --accumulate 3 --ema 0.9 --early_stop 2 --val_split 20",
 }
 
 

@@ -3,14 +3,13 @@
 Without a GPU a tape (tape.py) stands for its graphs: it plays the same operations in the same memory, without Python.
 """
 
-import argparse
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import QUICK
-from fakes import batch
+from fakes import batch, sgd_options
 from kill_harness import equal, results
 from tape import Guard, Tape
 from test_methods import NAMES, SMALL, build, example, losses, views_of
@@ -123,7 +122,7 @@ class Student:
         stage = Stage("", 1, loss, 0.01, asks_teachers=True, reads=reads, runs_student=runs)
         precision = Precision(amp, CPU)
         step = Step(stage, Features(self.student.train(), reads), self.criterion, precision)
-        opt = argparse.Namespace(learning_rate=0.01, momentum=0.9, weight_decay=5e-4, nesterov=False)
+        opt = sgd_options(learning_rate=0.01)
         self.update = Update(parameter_groups([self.student, self.criterion], self.criterion.groups()), precision, opt)
         self.meters, self.asked = Meters(CPU), Features(self.teacher, reads)
 

@@ -1,12 +1,12 @@
 """What the contract of a method carries: a student that it wraps, groups of parameters, weights that rise."""
 
-import argparse
 import ast
 import json
 
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from fakes import sgd_options
 from kill_harness import equal, results
 from torch import nn
 
@@ -144,7 +144,7 @@ def test_groups_of_parameters() -> None:
     student.shared = method.shared = shared
     student.bias.requires_grad_(False)
     own = [{"params": list(method.parameters(recurse=False)), "lr_scale": 0.1, "weight_decay": 0.0}]
-    opt = argparse.Namespace(learning_rate=1.0, momentum=0.9, weight_decay=5e-4, nesterov=False)
+    opt = sgd_options(learning_rate=1.0)
     update = Update(parameter_groups([student, method], own), Precision("off", torch.device("cpu")), opt)
     update.set_rate(0.5)
     rest, special = update.optimizer.param_groups
@@ -237,7 +237,7 @@ def test_validation_in_large_batches(teacher, tmp_path, monkeypatch) -> None:
 def descended(rule: type[Update], dot: float, weight: float = 1.0) -> list[torch.Tensor]:
     torch.manual_seed(0)
     network = nn.Linear(3, 2).double()
-    opt = argparse.Namespace(learning_rate=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False, dot=dot)
+    opt = sgd_options(learning_rate=0.1, dot=dot)
     update = rule(parameter_groups([network], []), Precision("off", torch.device("cpu")), opt)
     for _ in range(5):
         x = torch.randn(4, 3).double()

@@ -1,6 +1,5 @@
 """What tells a right implementation of the methods since 2020 from a wrong one, where reference numbers do not."""
 
-import argparse
 import copy
 import math
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import QUICK, weights
-from fakes import Fixed, batch, output, pair
+from fakes import Fixed, batch, output, pair, sgd_options
 from test_methods import EQUAL, example, make_output, views_of
 from torch import Tensor
 
@@ -280,7 +279,7 @@ def test_ctkd_learns_to_make_it_hard() -> None:
     network = torch.nn.Linear(2, 2)
     criterion = Criterion(methods={"ctkd": method}, betas=[1.0])
     groups = parameter_groups([network, criterion], criterion.groups())
-    opt = argparse.Namespace(learning_rate=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
+    opt = sgd_options(learning_rate=0.1)
     update = Update(groups, Precision("off", torch.device("cpu")), opt)
     update.set_rate(0.1)
     assert update.rates() == pytest.approx((0.1, 0.3)) and groups[1]["params"] == [method.theta]

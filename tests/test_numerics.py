@@ -132,7 +132,8 @@ def test_training_goes_on_after_an_overflow(teacher, tmp_path, scaled_by, monkey
 def test_gradients_that_overflow_at_any_scale_stop_the_run(teacher, tmp_path, scaled_by, capsys, monkeypatch):
     scaled_by(2.0**-13)
     step = Update.step
-    monkeypatch.setattr(Update, "step", lambda self, terms: step(self, {k: v * float("inf") for k, v in terms.items()}))
+    infinite = lambda terms: {k: v * float("inf") for k, v in terms.items()}  # noqa: E731
+    monkeypatch.setattr(Update, "step", lambda self, terms, part: step(self, infinite(terms), part))
     with pytest.raises(SystemExit) as stop:
         train_student.main(half(teacher, tmp_path))
     assert stop.value.code == 3 and "epoch 1: the gradients overflow in fp16" in capsys.readouterr().err

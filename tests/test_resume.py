@@ -231,10 +231,10 @@ def test_divergence_names_step_and_term_and_keeps_the_checkpoint(teacher, tmp_pa
 def test_weights_that_diverge_in_the_last_step_are_not_saved(teacher, tmp_path, capsys, monkeypatch):
     steps = 0
 
-    def broken(self, terms, step=Update.step):
+    def broken(self, terms, part, step=Update.step):
         nonlocal steps
         steps += 1
-        step(self, {name: term * (float("inf") if steps == 8 else 1.0) for name, term in terms.items()})
+        step(self, {name: term * (float("inf") if steps == 8 else 1.0) for name, term in terms.items()}, part)
 
     monkeypatch.setattr(Update, "step", broken)
     with pytest.raises(SystemExit) as stop:

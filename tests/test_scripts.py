@@ -143,7 +143,7 @@ def test_several_methods_at_once(teacher, tmp_path):
 
 
 def test_equal_seeds_give_equal_students_whatever_the_method(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("helper.step.Update.step", lambda self, terms: None)
+    monkeypatch.setattr("helper.step.Update.step", lambda *_: None)
     first, second = (
         weights(student(teacher, tmp_path / method, "--distill", method) / "last.pth") for method in ("none", "fitnet")
     )
@@ -151,7 +151,7 @@ def test_equal_seeds_give_equal_students_whatever_the_method(teacher, tmp_path, 
 
 
 def test_a_student_can_start_from_a_checkpoint(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("helper.step.Update.step", lambda self, terms: None)
+    monkeypatch.setattr("helper.step.Update.step", lambda *_: None)
     folder = student(teacher, tmp_path, "--distill", "none", "--model_s", "resnet14", "--path_s", str(teacher))
     found, expected = weights(folder / "last.pth"), weights(teacher)
     assert all(torch.equal(found[k], expected[k]) for k in found if "running" not in k and "num_batches" not in k)
