@@ -15,13 +15,14 @@ from torch import nn
 import dataset
 import models
 
-from . import checkpoint, export, identity, run_log
+from . import checkpoint, export, identity, run_log, track
 from .parallel import one_before_the_others, part
 from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
 FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
+FREE |= {"track"}
 
 
 class Parser(OneLineParser):
@@ -203,6 +204,9 @@ def add_run_options(parser: Parser, trial: str) -> None:
     )
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
+    group.add_argument(
+        "--track", choices=["none", *track.TRACKERS], default="none", help="where each epoch's numbers go too"
+    )
     group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
     group.add_argument("--save_steps", type=whole, default=0, help="steps between two last.pth in an epoch; 0: none")
