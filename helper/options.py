@@ -22,7 +22,7 @@ from .util import OneLineParser, UserError, mendable, near
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
 FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
-FREE |= {"track"}
+FREE |= {"track", "push_to_hub"}
 
 
 class Parser(OneLineParser):
@@ -193,6 +193,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument(
         "--export", type=export.formats, default=[], metavar="FORMATS", help=f"some of {','.join(export.FORMATS)}"
     )
+    group.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the finished run to Hugging Face's hub")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, export, identity, parallel, track
+from . import checkpoint, export, identity, parallel, publish, track
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -84,6 +84,8 @@ class Run:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"--save_folder {opt.save_folder}: {parent} is not a folder that can be written")
         track.check(opt.track)
+        if opt.push_to_hub:
+            publish.check(opt.push_to_hub, bool(getattr(opt, "sweep", None)))
         self._refuse_if_locked()
         self.seen = self._look()
         if opt.resume == "auto" and summary in self.seen:
@@ -327,11 +329,15 @@ class Run:
         self.report()
 
     def report(self) -> None:
+        """Says how it ended, and uploads it where that is asked for."""
         s = self.summary
         print(
             f"last epoch ({s['epochs']}): {s['last_acc']:.2f} %   best (epoch {s['best_epoch']}): {s['best_acc']:.2f} %"
         )
         print(f"run folder: {self.folder}")
+        if (repository := self.options["push_to_hub"]) and not parallel.rank():
+            state = checkpoint.load(self.folder / LAST, f"--push_to_hub {repository}:")
+            print(f"uploaded to {publish.push(repository, self.folder, state, s)}")
 
 
 def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:
