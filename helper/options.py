@@ -206,7 +206,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
     group.add_argument(
-        "--track", choices=["none", *track.TRACKERS], default="none", help="where each epoch's numbers go too"
+        "--track", choices=["off", *track.TRACKERS], default="off", help="where each epoch's numbers go too"
     )
     group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")

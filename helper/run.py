@@ -233,7 +233,7 @@ class Run:
     def open(self, device: torch.device) -> Iterator[None]:
         """Makes the folder, with the logs of the state that is gone on from, and keeps other processes out."""
         parallel.wait()  # all have read it
-        kind = "none" if parallel.rank() else self.options["track"]
+        kind = "off" if parallel.rank() else self.options["track"]
         with self.going_on():
             tracked = track.Tracked(kind, self.folder.name, self.options, (self.state or {}).get("tracked", {}))
         with track.closing(tracked) as self.tracked:
