@@ -9,6 +9,7 @@ from . import cifar10_1 as cifar10_1
 from . import cinic10 as cinic10
 from . import digits as digits
 from . import folder as folder
+from . import h5 as h5
 from . import imagenet as imagenet
 from . import stl10 as stl10
 from . import tinyimagenet as tinyimagenet

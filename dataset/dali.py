@@ -47,14 +47,24 @@ class Dali(Augment):
                 raise Unreadable(f"--loader dali: {error}") from error
 
     def inputs(self, pool: ThreadPoolExecutor, index: Tensor, view: Tensor) -> tuple[Any, ...]:
-        """Of a batch: encoded images; for random parts their corners and sizes [B, 2], and which are flipped [B]."""
+        """Of a batch: encoded images; of whole ones the sizes [B, 2] that they get, and the corners [B, 2] of what is
+        shown; of random parts their corners and sizes [B, 2], and which are flipped [B]."""
         paths = self.files[index].names()
         encoded = list(pool.map(encoded_image, paths))
         if isinstance(self.cut, Plain):
-            return (encoded,)
+            sizes = np.array(list(pool.map(self.resized, paths)), np.float32)  # as `resize` wants them
+            return encoded, sizes, np.rint((sizes - self.shape[2:]) / 2).astype(np.int32)
         boxes, flips = zip(*pool.map(self.box, paths, view.tolist()), strict=True)
-        corners, sizes = np.split(np.array(boxes, np.int32), 2, axis=1)
+        boxes = np.array(boxes, np.int32)
+        corners, sizes = boxes[:, :2].copy(), boxes[:, 2:].copy()  # it takes no strides
         return encoded, corners, sizes, np.array(flips, np.int32)
+
+    def resized(self, path: str) -> tuple[int, int]:
+        """Height and width, of which torchvision's Resize rounds the longer one down, and DALI to the nearest."""
+        with opened(path) as image:
+            width, height = image.size
+        short, size = min(width, height), self.cut.resized
+        return size * height // short, size * width // short
 
     def box(self, path: str, seed: int) -> tuple[tuple[int, int, int, int], bool]:
         with opened(path) as image:
@@ -70,9 +80,9 @@ class Dali(Augment):
         @pipeline_def(batch_size=batch_size, num_threads=self.files.storage.workers, device_id=device_id)
         def graph() -> Any:
             if isinstance(self.cut, Plain):
-                (encoded,) = fn.external_source(source, num_outputs=1)
-                image = fn.decoders.image(encoded, **decoder)
-                return fn.crop(fn.resize(image, resize_shorter=self.cut.resized), crop=size)
+                encoded, whole, corner = fn.external_source(source, num_outputs=3)
+                image = fn.resize(fn.decoders.image(encoded, **decoder), size=whole)
+                return fn.slice(image, start=corner, shape=size, axis_names="HW")
             encoded, corner, shape, flip = fn.external_source(source, num_outputs=4)
             image = fn.decoders.image_slice(encoded, start=corner, shape=shape, axis_names="HW", **decoder)
             return fn.flip(fn.resize(image, size=size), horizontal=flip)

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import pickles
+from . import hub, pickles
 from .util import UserError
+
+FACTS = "distill"  # key of a safetensors file's metadata, of what is no tensor: these of a checkpoint
+TOLD = ("model_name", "num_classes", "wrapped", "options")
 
 
 def atomically(path: Path, write: Callable[[Any], None], before: Path | None = None) -> None:
@@ -53,7 +56,15 @@ def save_json(path: Path, value: object) -> None:
 
 
 def existing(path: str | Path, flag: str, inside: str) -> Path:
-    """Raises UserError where the path is no file; where it is a folder, the message names the file `inside` that is."""
+    """The file, of `hf:owner/name` its local copy.
+
+    Raises UserError where there is none; where the path is a folder, the message names the file `inside` that is.
+    """
+    if hub.is_remote(path):
+        try:
+            return hub.fetched(str(path))
+        except hub.Unavailable as error:
+            raise UserError(f"{flag} {path}: {first_line(error)}") from None
     if os.path.isdir(path):
         meant = f"; did you mean {Path(path) / inside}?" if (Path(path) / inside).is_file() else ""
         raise UserError(f"{flag} {path}: is a folder, not a file{meant}")
@@ -94,11 +105,15 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
     path = existing(path, flag, "last.pth")
     if path.suffix == ".safetensors":
         try:
+            from safetensors import safe_open
             from safetensors.torch import load_file
         except ImportError:
             raise UserError(f"{flag} {path}: needs the package safetensors (pip install safetensors)") from None
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {}).get(FACTS, "{}"))
+            told = {key: facts[key] for key in TOLD if key in facts}
+            return {**told, "model": load_file(path)} if told else load_file(path)
         except Exception as error:  # safetensors' own error type is not exported everywhere
             raise UserError(f"{flag} {path}: broken safetensors file: {first_line(error)}") from None
     try:
@@ -114,6 +129,12 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
 
 def load_if_there(path: str | Path, flag: str) -> dict[str, Any]:
     """{} where the file is gone, which a finished run does not need."""
+    if hub.is_remote(path):
+        try:
+            hub.fetched(str(path))
+        except hub.Unavailable:
+            return {}
+        return load(path, flag)
     return load(path, flag) if os.path.exists(path) else {}
 
 

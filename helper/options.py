@@ -16,24 +16,15 @@ from torch import nn
 import dataset
 import models
 
-from . import checkpoint, export, identity, labels, optimizers, run_log
+from . import checkpoint, export, identity, labels, optimizers, run_log, track
 from .parallel import one_before_the_others, part
 from .slow import SlowWeights
 from .util import OneLineParser, UserError, mendable, near
 
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
-FREE |= {
-    "weights",
-    "data_folder",
-    "save_folder",
-    "cache_teacher",
-    "cache_gb",
-    "memory_gb",
-    "run_log",
-    "export",
-    "graph",
-}
+FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
+FREE |= {"weights", "track", "push_to_hub"}
 
 
 class Parser(OneLineParser):
@@ -204,6 +195,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument(
         "--export", type=export.formats, default=[], metavar="FORMATS", help=f"some of {','.join(export.FORMATS)}"
     )
+    group.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the finished run to Hugging Face's hub")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
@@ -215,6 +207,9 @@ def add_run_options(parser: Parser, trial: str) -> None:
     )
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
+    group.add_argument(
+        "--track", choices=["off", *track.TRACKERS], default="off", help="where each epoch's numbers go too"
+    )
     group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
     group.add_argument("--save_steps", type=whole, default=0, help="steps between two last.pth in an epoch; 0: none")

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, export, identity, parallel
+from . import checkpoint, export, identity, parallel, publish, track
 from .options import FREE
 from .tb import Scalars
 from .util import UserError, machine
@@ -83,6 +83,9 @@ class Run:
         parent = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"--save_folder {opt.save_folder}: {parent} is not a folder that can be written")
+        track.check(opt.track)
+        if opt.push_to_hub:
+            publish.check(opt.push_to_hub, bool(getattr(opt, "sweep", None)))
         self._refuse_if_locked()
         self.seen = self._look()
         if opt.resume == "auto" and summary in self.seen:
@@ -230,14 +233,18 @@ class Run:
     def open(self, device: torch.device) -> Iterator[None]:
         """Makes the folder, with the logs of the state that is gone on from, and keeps other processes out."""
         parallel.wait()  # all have read it
-        try:
-            self._make(device)
-            self.scalars = Scalars(None if parallel.rank() else self.folder)
-            yield
-        finally:
-            self.scalars = None  # which closes their file
-            if self.lock:
-                self.lock.close()
+        kind = "off" if parallel.rank() else self.options["track"]
+        with self.going_on():
+            tracked = track.Tracked(kind, self.folder.name, self.options, (self.state or {}).get("tracked", {}))
+        with track.closing(tracked) as self.tracked:
+            try:
+                self._make(device)
+                self.scalars = Scalars(None if parallel.rank() else self.folder)
+                yield
+            finally:
+                self.scalars = None  # which closes their file
+                if self.lock:
+                    self.lock.close()
 
     @writes
     def _make(self, device: torch.device) -> None:
@@ -266,20 +273,22 @@ class Run:
 
     @writes
     def log(self, name: str, row: dict[str, Any]) -> None:
-        """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard."""
+        """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard and --track."""
         before = self.logs.get(name, "")
         self.logs[name] = before + as_csv([row], header=not before)
         self._write(name, self.logs[name])
         prefix = name.removesuffix("log.csv")
         numbers = {prefix + k: v for k, v in row.items() if k != "epoch" and isinstance(v, (int, float))}
         self.scalars.log(numbers, row["epoch"])
+        rows = sum(text.count("\n") - 1 for text in self.logs.values())  # stages count on, as trackers want it
+        self.tracked.log(numbers | {"epoch": row["epoch"]}, rows)
 
     @writes
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Writes a checkpoint; last.pth has the logs too, and its predecessor stays."""
         before = None
         if name == LAST:
-            state, before = state | {"logs": self.logs}, self.folder / PREVIOUS
+            state, before = state | {"logs": self.logs, "tracked": self.tracked.ids}, self.folder / PREVIOUS
         checkpoint.save(self.folder / name, {**state, "options": self.options, "made_of": self.made_of}, before)
 
     @writes
@@ -313,12 +322,14 @@ class Run:
         }
         (self.folder / PREVIOUS).unlink(missing_ok=True)
         checkpoint.save_json(self.folder / "summary.json", self.summary)
+        self.tracked.summarise(self.summary)
 
     def already_done(self) -> None:
         print("this run is finished; --resume never starts it afresh")
         self.report()
 
     def report(self) -> None:
+        """Says how it ended, and uploads it where that is asked for."""
         s = self.summary
         print(
             f"last epoch ({s['epochs']}): {s['last_acc']:.2f} %   best (epoch {s['best_epoch']}): {s['best_acc']:.2f} %"
@@ -326,6 +337,9 @@ class Run:
         if "test_acc" in s:
             print(f"of the test set: {s['test_acc']:.2f} %   best epoch: {s['best_test_acc']:.2f} %")
         print(f"run folder: {self.folder}")
+        if (repository := self.options["push_to_hub"]) and not parallel.rank():
+            state = checkpoint.load(self.folder / LAST, f"--push_to_hub {repository}:")
+            print(f"uploaded to {publish.push(repository, self.folder, state, s)}")
 
 
 def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:

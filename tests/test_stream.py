@@ -210,6 +210,7 @@ def dali_of_pil(calls: list) -> dict[str, types.ModuleType]:
         def output(i):
             if i == 0:
                 batch[:] = next(source)
+                assert all(part.flags.c_contiguous for part in batch[1:]), "DALI takes no strides"
             return list(batch[i])
 
         return [Node(functools.partial(output, i)) for i in range(num_outputs)]
@@ -223,11 +224,14 @@ def dali_of_pil(calls: list) -> dict[str, types.ModuleType]:
         calls.append(how)
         return Node.map(opened, encoded)
 
-    def resize(images, size=None, resize_shorter=None):
-        return Node.map(lambda x: published.resize(x, size or [resize_shorter]), images)
+    def resize(images, size):
+        if isinstance(size, Node):
+            return Node.map(lambda x, s: published.resize(x, [int(side) for side in s]), images, size)
+        return Node.map(lambda x: published.resize(x, size), images)
 
-    def crop(images, crop):
-        return Node.map(lambda x: published.center_crop(x, crop), images)
+    def cut(images, *, start, shape, axis_names):
+        assert axis_names == "HW"
+        return Node.map(lambda x, corner: published.crop(x, *corner.tolist(), *shape), images, start)
 
     def flip(images, horizontal):
         return Node.map(lambda x, f: published.hflip(x) if f else x, images, horizontal)
@@ -247,7 +251,7 @@ def dali_of_pil(calls: list) -> dict[str, types.ModuleType]:
             return [{self.name: torch.from_numpy(np.stack(self.node.value()))}]
 
     fn = types.SimpleNamespace(
-        external_source=external_source, resize=resize, crop=crop, flip=flip,
+        external_source=external_source, resize=resize, slice=cut, flip=flip,
         decoders=types.SimpleNamespace(image=image, image_slice=image_slice),
     )  # fmt: skip
     dali, plugin = types.ModuleType("nvidia.dali"), types.ModuleType("nvidia.dali.plugin.pytorch")
