@@ -32,7 +32,6 @@ sys.path.insert(0, str(ROOT))
 
 from helper import options  # noqa: E402
 from helper.util import OneLineParser, UserError, command, mendable, one_line  # noqa: E402
-from scripts.pipe import quiet_end  # noqa: E402
 
 KINDS = ("teachers", "students", "probes")
 REPEATED = options.FREE | {"trial", "seed", "run_name", "device"}  # what the runs of a row may differ in
@@ -295,7 +294,6 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer.writerows(lines)
 
 
-@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
