@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from fakes import batch
 from kill_harness import equal, results
 from PIL import Image
 from test_disk import mount  # noqa: F401  a fixture
+from test_methods import build, change, example, losses, tensors, views_of
+from test_parallel import CASES, KEYS
 from test_stream import alive, children, make_imagenet, wait_for
 from test_stream import command as streamed
 
@@ -75,7 +78,7 @@ PLACES = [
     ("validation", "helper.trainee.validate", 1, AB),
     ("the last validation", "helper.trainee.validate", 2, SSKD),
     ("the end", "helper.run:Run.finish", 1, EXPORT),
-    ("export", "helper.export.to_pt2", 1, EXPORT),
+    ("export", "torch.export.export", 1, EXPORT),
 ]
 
 
@@ -93,9 +96,12 @@ def whole(teacher, tmp_path_factory):
     return save
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("place, when, flags", [p[1:] for p in PLACES], ids=[p[0] for p in PLACES])
-def test_signals_between_steps(place, when, flags, number, python, teacher, whole, tmp_path):
+CASES_OF_SIGNALS = [(number, *place) for number in (signal.SIGTERM, signal.SIGINT) for place in PLACES]
+CASES_OF_SIGNALS += [(signal.SIGHUP, *PLACES[n]) for n in (2, 4)]
+
+
+@pytest.mark.parametrize("number, during, place, when, flags", CASES_OF_SIGNALS)
+def test_signals_between_steps(number, during, place, when, flags, python, teacher, whole, tmp_path):
     arguments = command(teacher, tmp_path, *flags)
     killer = [python, ROOT / "tests" / "killer.py", number.name, place, str(when), "train_student.py"]
     stopped = subprocess.run([*killer, *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -295,6 +301,22 @@ def test_student_is_its_teacher(name, twin, tmp_path):
              str(twin), "--epochs", "2", "--save_folder", str(tmp_path), "--run_name", "r", *flags]
         )  # fmt: skip
     assert looked and (tmp_path / "student_model" / "r" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name, options", CASES, ids=KEYS)
+def test_outputs_equal(name, options):
+    """As above, to the last bit: a student in training differs by its BatchNorms. Also where all logits are equal."""
+    for scale in (1.0, 0.0):
+        views = views_of(name)
+        s, _ = example(6 * views)
+        s = change(s, lambda x, scale=scale: x * scale if x.dim() == 2 else x)
+        method = build(name, s, change(s, torch.clone), **options)
+        t = change(s, torch.clone)
+        found = losses(method, s, t, batch(s, views=views))
+        assert all(loss.isfinite() for loss in found)
+        if any(loss.requires_grad for loss in found):
+            sum(loss for loss in found if loss.requires_grad).backward()
+        assert all(x.grad is None or x.grad.isfinite().all() for x in [*tensors(s), *method.parameters()])
 
 
 @pytest.fixture(scope="module")

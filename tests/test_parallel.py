@@ -295,9 +295,7 @@ def test_a_process_is_killed_or_stopped(where, name, lost, python, teacher, tmp_
     both = ranks(python, 2, *started, port=port, KILLED_RANK=str(lost))
     pid = int(both[lost].stderr.readline())
     _, error = both[1 - lost].communicate(timeout=60)
-    said = (
-        "another process of this run has ended" if name == "SIGKILL" else f"no sign of life of process {lost} for 4 s"
-    )
+    reasons = {"SIGKILL": "another process of this run has ended", "SIGSTOP": f"no sign of life of process {lost}"}
     assert both[1 - lost].returncode == 1 and reasons[name] in error and "Traceback" not in error
     if name == "SIGSTOP":
         os.kill(pid, signal.SIGCONT)
@@ -476,7 +474,7 @@ def in_float64(argv: list[str]) -> None:
 
 
 def impatient(seconds: str, name: str, place: str, when: str, *argv: str) -> None:
-    """train_student.py, that waits so long for signs of life. KILLED_RANK gets a signal at a place, or is busy there."""
+    """train_student.py, waiting so long for signs of life. KILLED_RANK gets a signal at a place, or is busy there."""
     import killer
 
     import train_student
