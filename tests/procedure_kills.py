@@ -42,13 +42,10 @@ CASES = {
 
 def found(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What every run and every table holds, and the names of all files."""
-    held: dict[str, Any] = {
-        str(path.parent.relative_to(folder)): results(path.parent) for path in folder.rglob("last.pth")
-    }
-    held |= {
-        str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.csv") if "log" not in path.name
-    }
-    held |= {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.md")}
+    held: dict[str, Any] = {str(path.parent): results(path.parent) for path in folder.rglob("last.pth")}
+    tables = [*folder.rglob("*.md"), *(path for path in folder.rglob("*.csv") if "log" not in path.name)]
+    held |= {str(path): path.read_text() for path in tables}
+    held = {os.path.relpath(path, folder): content for path, content in held.items()}
     return held, sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.name.startswith("events"))
 
 
