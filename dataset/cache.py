@@ -1,5 +1,6 @@
 """Arrays made of image files, kept beside them: decoded images, and what was measured of them."""
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -69,4 +70,5 @@ def _save(cache: Path, key: str, made: np.ndarray) -> None:
         os.replace(partial_file, cache)
     except OSError as error:
         warnings.warn(f"{cache} cannot be written, images are decoded at every start: {error}", stacklevel=2)
-        partial_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too, even where there is no such file
+            partial_file.unlink()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: remembered until the end of a step, when the run can be saved."""
+"""SIGTERM, SIGHUP and Ctrl-C while training: remembered until the end of a step, when the run can be saved."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from .util import Stopped
 
 
 class Signals:
-    """Within `with`, SIGTERM and the first Ctrl-C end nothing: `asked` says that they came. A second Ctrl-C does.
+    """Within `with`, SIGTERM, SIGHUP and the first Ctrl-C end nothing: `asked` says that they came. A second one does.
 
     Raises Stopped at the end of the block for a signal that nobody has acted on.
     """
@@ -17,7 +17,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         self.number, self.soon, self.before = 0, parallel.Soon(), {}
         if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # of a job in the background
                     self.before[number] = signal.signal(number, self.remember)
         return self

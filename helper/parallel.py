@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import heartbeat
 from .util import UserError, choose_device
 
 _hosts: distributed.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
@@ -74,6 +75,7 @@ def start(opt: argparse.Namespace) -> torch.device:
             global _hosts
             _hosts = distributed.new_group(backend="gloo", timeout=timedelta(hours=4))
         atexit.register(distributed.destroy_process_group)
+        heartbeat.start(rank(), world())
         if rank():
             sys.stdout = open(os.devnull, "w")
     return device

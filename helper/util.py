@@ -19,10 +19,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torchvision
+from torch import distributed
 
 from dataset import Unreadable
 
 from . import run_log
+from .pipe import quiet_end
 
 
 class UserError(Exception):
@@ -48,11 +50,13 @@ class Stopped(Exception):
 def command(main: Callable[..., object]) -> Callable[..., None]:
     """Runs a script's main and turns its known ends into one line and an exit status.
 
-    1: some of several runs have failed; 2: what the user can mend; 3: diverged; 128 + signal: stopped by it.
+    1: some of several runs have failed; 2: what the user can mend; 3: diverged; 128 + signal: stopped by it; 141:
+    nobody reads any more what it prints.
     """
 
     @functools.wraps(main)
     @run_log.ends_here()
+    @quiet_end
     def run(argv: list[str] | None = None) -> None:
         try:
             with memory_in_words():
@@ -67,6 +71,9 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         except RuntimeError as error:
             if "does not have a deterministic implementation" in str(error):
                 end(f"error: --deterministic: {str(error).split(', but')[0]}", 2, of_all=True)
+            if isinstance(error, getattr(distributed, "DistError", ())) or "/gloo/" in str(error):
+                reason = f"another process of this run has ended, or cannot be reached: {error}".split(". ")[0]
+                end(f"error: {reason:.300}; the same command goes on from the last checkpoint", 1, of_all=True)
             if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
                 raise
             end(f"error: {error}; fewer --num_workers need less memory", 2, of_all=True)

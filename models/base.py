@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
@@ -225,7 +226,7 @@ def probe(model: nn.Module, images: Tensor) -> Output:
     and one darker: shapes to build from, and values that show what is computed from what."""
     was_training = model.training
     parameter, shape = next(model.parameters()), images.shape[-3:]
-    ramp = torch.linspace(-2, 2, shape.numel(), dtype=parameter.dtype, device=parameter.device).view(shape)
+    ramp = torch.linspace(-2, 2, math.prod(shape), dtype=parameter.dtype, device=parameter.device).view(shape)
     output = model.eval()(torch.stack([ramp, -ramp]), is_feat=True)
     model.train(was_training)
     return output

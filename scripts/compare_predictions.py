@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
-from scripts.pipe import quiet_end  # noqa: E402
 
 COLUMNS = ["index", "label", "prediction", "confidence"]
 
@@ -67,7 +66,6 @@ def compare(
     return result
 
 
-@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -22,7 +22,6 @@ import models  # noqa: E402
 from helper import checkpoint, options  # noqa: E402
 from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
-from scripts.pipe import quiet_end  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
 
 Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
@@ -183,7 +182,6 @@ def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
     print(markdown)
 
 
-@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -34,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 from helper import options  # noqa: E402
 from helper.util import OneLineParser, UserError, command, mendable, one_line  # noqa: E402
 from scripts import page  # noqa: E402
-from scripts.pipe import quiet_end  # noqa: E402
 from scripts.published import Published, read_published  # noqa: E402
 from scripts.significance import LEVEL, Difference, difference, holm  # noqa: E402
 
@@ -391,7 +390,6 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer.writerows(lines)
 
 
-@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.pipe import quiet_end  # noqa: E402
+from helper.pipe import quiet_end  # noqa: E402
 
 # RuntimeError: an encrypted zip, or one packed in a way that Python does not know
 TOLD = (ValueError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)

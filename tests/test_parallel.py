@@ -7,12 +7,15 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -275,6 +278,38 @@ def test_stopped_killed_and_started_again(python, teacher, tmp_path, port) -> No
         assert equal(a, b)
 
 
+PLACES = {
+    "a step": ("helper.trainee:Trainee.step", 6),
+    "validation": ("helper.trainee.validate", 1),
+    "an initialisation": ("helper.trainee:Trainee.step", 2),
+    "the teacher's validation": ("helper.sweep.validate", 1),
+}
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("where, lost", [*((where, 1) for where in PLACES), ("a step", 0)])
+def test_a_process_is_killed_or_stopped(where, name, lost, python, teacher, tmp_path, port) -> None:
+    """The other one says so and ends; one that was only stopped ends when it goes on."""
+    place, when = PLACES[where]
+    started = [__file__, "impatient", "4", name, place, str(when), *arguments(teacher, tmp_path)[1:]]
+    both = ranks(python, 2, *started, port=port, KILLED_RANK=str(lost))
+    pid = int(both[lost].stderr.readline())
+    _, error = both[1 - lost].communicate(timeout=60)
+    reasons = {"SIGKILL": "another process of this run has ended", "SIGSTOP": f"no sign of life of process {lost}"}
+    assert both[1 - lost].returncode == 1 and reasons[name] in error and "Traceback" not in error
+    if name == "SIGSTOP":
+        os.kill(pid, signal.SIGCONT)
+    _, error = both[lost].communicate(timeout=60)
+    assert both[lost].returncode == (137 if name == "SIGKILL" else 1) and "Traceback" not in error, error
+
+
+def test_a_process_waits_for_one_that_computes(python, teacher, tmp_path, port) -> None:
+    """For longer than it would wait for one that was stopped."""
+    busy = [__file__, "impatient", "4", "busy", "helper.trainee:Trainee.step", "2"]
+    finished(ranks(python, 2, *busy, *arguments(teacher, tmp_path)[1:], port=port, KILLED_RANK="0"))
+    assert (tmp_path / "student_model" / "r" / "summary.json").exists()
+
+
 def test_synchronised_batch_norm_makes_it_the_run_of_one_process(python, teacher, tmp_path, port) -> None:
     """In float64, with an initialisation; --adjust_lr in two processes is twice the rate in one."""
     found = []
@@ -438,8 +473,30 @@ def in_float64(argv: list[str]) -> None:
     train_student.main(argv)
 
 
+def impatient(seconds: str, name: str, place: str, when: str, *argv: str) -> None:
+    """train_student.py, waiting so long for signs of life. KILLED_RANK gets a signal at a place, or is busy there."""
+    import killer
+
+    import train_student
+    from helper import heartbeat
+
+    def compute(*_: Any) -> None:
+        end = time.monotonic() + 2.5 * int(seconds)
+        while time.monotonic() < end:
+            pass
+
+    heartbeat.SILENT = int(seconds)
+    print(os.getpid(), file=sys.stderr, flush=True)
+    if os.environ["RANK"] == os.environ["KILLED_RANK"]:
+        signal.signal(signal.SIGUSR1, compute)
+        killer.patch(signal.SIGUSR1 if name == "busy" else signal.Signals[name], place, int(when))
+    train_student.main(list(argv))
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "float64":
+    if sys.argv[1] == "impatient":
+        impatient(*sys.argv[2:])
+    elif sys.argv[1] == "float64":
         in_float64(sys.argv[2:])
     else:
         fork_ranks(Path(sys.argv[1]))
