@@ -22,8 +22,8 @@ from torchvision.transforms import functional as published
 
 import dataset
 import train_teacher
-from dataset.autoaugment import AutoAugment
 from dataset.cuts import PaddedCrop, ResizedCrop
+from dataset.policies import AutoAugment, Policy, RandAugment, WeakAndStrong
 from distiller_zoo.sskd import Rotations
 
 STREAM = dataset.Storage("stream", workers=2)
@@ -76,8 +76,12 @@ def test_small_images_are_the_same_from_memory(name, tmp_path):
         assert_equal(*val)
 
 
+def strong(policy: type[Policy], **more) -> functools.partial:
+    return functools.partial(WeakAndStrong, policy=policy, **more)
+
+
 @pytest.mark.parametrize("size", [32, 80])
-@pytest.mark.parametrize("views", [AutoAugment, Rotations])
+@pytest.mark.parametrize("views", [strong(AutoAugment), strong(RandAugment, cutout=True), Rotations])
 def test_views_of_methods(views, size, tmp_path):
     data = dataset.load("imagenet", make_imagenet(tmp_path), size, storage=STREAM)
     whole = list(batches(data, views).epoch(3))
