@@ -17,6 +17,8 @@ from .base import Batch, ImageSet, dataset_names, find_dataset, register
 from .batches import Batches, ValBatches, limit
 from .digest import fingerprint, listed
 from .files import Unreadable
+from .mixing import Mixing
+from .policies import POLICIES
 from .storage import Storage
 from .stream import augmentation
 
@@ -26,6 +28,8 @@ __all__ = [
     "Batches",
     "ImageSet",
     "InMemory",
+    "Mixing",
+    "POLICIES",
     "Storage",
     "Unreadable",
     "ValBatches",

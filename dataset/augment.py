@@ -19,6 +19,12 @@ def columns(*drawn: Tensor) -> Tensor:
     return torch.cat([x.flatten(1) if x.dim() > 1 else x.unsqueeze(1) for x in drawn], 1)
 
 
+def parted(view: Tensor, *widths: int) -> tuple[Tensor, ...]:
+    """What `columns` has put side by side; widths: of all but the first."""
+    first, *rest = view.split([view.shape[1] - sum(widths), *widths], 1)
+    return first.squeeze(1), *rest
+
+
 def together(index: Tensor, view: Tensor, steps: Steps, n: int) -> tuple[Tensor, Tensor, Steps, list[list[int]]]:
     """Indices, views and slices of them in which `n` steps are one, and the sizes of the steps in each."""
     sizes = [len(index[step]) for step in steps]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .augment import Augment, Steps, Views, columns, together
-from .erasing import Cutout, erase
+from .augment import Augment, Steps, Views, columns, parted, together, upload
+from .erasing import Cutout, RandomErasing, erase
 from .operations import Operations, Reach, operation
 
 SIGNED = "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness".split()
@@ -136,6 +136,76 @@ class TrivialAugmentWide(Uniform):
         super().__init__(reach, range(31), size, device)
 
 
+class AugMix(Uniform):
+    """AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty. Hendrycks et al., ICLR 2020.
+    https://arxiv.org/abs/1912.02781
+
+    Three chains of one to three operations, averaged with the image by random weights; torchvision's with
+    interpolation="nearest" (its default and the paper's: bilinear). The paper's loss of three such images is no part.
+    """
+
+    chains, depth, severity = 3, 3, 3
+    columns = chains * depth + 1 + chains
+
+    def __init__(self, size: Sequence[int], device: torch.device) -> None:
+        super().__init__(Reach(10, across=1 / 3, bits=(4, 0)), range(self.severity), size, device)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """The operations of each chain, 0 beyond its end; bits of the weights in float64: the image's, each chain's."""
+        length = torch.randint(1, self.depth + 1, (n, self.chains, 1), generator=generator)
+        real = 2 * self.severity, len(self.operations)  # without Identity
+        rows = torch.randint(*real, (n, self.chains, self.depth), generator=generator)
+        rows = rows * (torch.arange(self.depth) < length)
+        own = torch.rand(n, 1, generator=generator, dtype=torch.float64)  # Beta(1, 1)
+        chain = torch.empty(n, self.chains, dtype=torch.float64).exponential_(generator=generator)
+        chain = (1 - own) * chain / chain.sum(1, keepdim=True)  # Dirichlet(1, 1, 1)
+        return columns(rows, own.view(torch.int64), chain.view(torch.int64))
+
+    def __call__(self, x: Tensor, drawn: Tensor) -> Tensor:
+        rows, weights = drawn.split([self.chains * self.depth, 1 + self.chains], 1)
+        chains = super().__call__(x.repeat_interleave(self.chains, 0), rows.reshape(-1, self.depth))
+        weights = upload(weights.contiguous().view(torch.float64).float(), x.device).view(len(x), -1, 1, 1, 1)
+        mixed = weights[:, 0] * x
+        for i, chain in enumerate(chains.unflatten(0, (-1, self.chains)).unbind(1), 1):
+            mixed.add_(weights[:, i] * chain)
+        return mixed.to(torch.uint8)
+
+
+POLICIES: dict[str, Callable[[Sequence[int], torch.device], Policy]] = {
+    "trivialaugment": TrivialAugmentWide,
+    "randaugment": RandAugment,
+    "autoaugment": AutoAugment,
+    "augmix": AugMix,
+}
+
+
+class Augmented(Augment):
+    """The views of `augment` under a policy (a name of `POLICIES`), and with a probability without a rectangle."""
+
+    def __init__(self, augment: Augment, policy: str | None, reprob: float) -> None:
+        self.augment, self.steps_at_once = augment, augment.steps_at_once
+        self.shape, self.device, self.scale, self.shift = augment.shape, augment.device, augment.scale, augment.shift
+        size = self.shape[2:]
+        self.policy = POLICIES[policy](size, self.device) if policy else None
+        self.hole = RandomErasing(reprob, size) if reprob else None
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """[n, columns] int64 on the CPU: those of `augment`, of the policy, and of the rectangle."""
+        return columns(*[each.draw(n, generator) for each in (self.augment, self.policy, self.hole) if each])
+
+    def parts(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return parted(view, self.policy.columns if self.policy else 0, 4 if self.hole else 0)
+
+    def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
+        view, drawn, _ = self.parts(view)
+        for x, step in zip(self.augment.pixels(index, view, steps), steps, strict=True):
+            yield self.policy(x, drawn[step]) if self.policy else x
+
+    def finish(self, x: Tensor, view: Tensor) -> Tensor:
+        images, box = self.normalise(x), self.parts(view)[2]
+        return erase(images, box) if self.hole else images
+
+
 class WeakAndStrong(Views):
     """Two views of every sample: as `augment` gives it, and the same crop and flip under a policy: [B, 2, C, H, W].
 
@@ -151,15 +221,11 @@ class WeakAndStrong(Views):
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """[n, columns] int64 on the CPU: those of `augment`, of the policy, and of the hole."""
-        own = [each.draw(n, generator) for each in (self.augment, self.policy, self.hole) if each]
-        return columns(*own)
+        return columns(*[each.draw(n, generator) for each in (self.augment, self.policy, self.hole) if each])
 
     def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         index, view, steps, sizes = together(index, view, steps, self.augment.steps_at_once)
-        of_policy, of_hole = self.policy.columns, 4 if self.hole else 0
-        widths = [view.shape[1] - of_policy - of_hole, of_policy, of_hole]
-        view, drawn, box = view.split(widths, 1)
-        view = view.squeeze(1)
+        view, drawn, box = parted(view, self.policy.columns, 4 if self.hole else 0)
         for x, step, some in zip(self.augment.pixels(index, view, steps), steps, sizes, strict=True):
             both = self.augment.finish(torch.stack([x, self.policy(x, drawn[step])], 1), view[step])
             if self.hole:

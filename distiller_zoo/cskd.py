@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.augment import Augment, Steps, Views, columns
+from dataset.augment import Augment, Steps, Views, columns, parted
 
 from .base import Batch, Distiller, Output, Pair, Temperature
 from .kd import kd_loss
@@ -35,9 +35,9 @@ class Partners(Views):
 
     def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         own = self.labels[index]
-        partner = self.order[self.start[own] + view[:, -1] % self.size[own]]
-        views = view[:, :-1].unflatten(1, (2, -1)).flatten(0, 1).squeeze(1)
-        both = torch.stack([index, partner], 1).flatten(), views
+        views, number = parted(view, 1)
+        partner = self.order[self.start[own] + number.squeeze(1) % self.size[own]]
+        both = torch.stack([index, partner], 1).flatten(), views.unflatten(1, (2, -1)).flatten(0, 1).squeeze(1)
         twice = [slice(2 * start, 2 * stop) for start, stop, _ in (step.indices(len(index)) for step in steps)]
         for images in self.augment.stream(*both, twice):
             yield images.unflatten(0, (-1, 2))
