@@ -296,5 +296,5 @@ def test_losses_on_stand_ins_of_gpu_tensors(name, monkeypatch) -> None:
         for module in (m for x in [method, *networks] if isinstance(x, torch.nn.Module) for m in x.modules()):
             for kept in (module._parameters, module._buffers):
                 kept.update({key: x.to("cuda") for key, x in kept.items() if x is not None})
-        s, t, seen = tree_map(lambda x: x.to("cuda"), (s, t, seen._replace(whole=(), drawn=())))
-        assert all(loss.device.type == "cuda" for loss in losses(method, s, t, seen._replace(whole=None)))
+        s, t, seen = tree_map(lambda x: x.to("cuda"), (s, t, seen._replace(whole=(), drawn=(), mixed=())))
+        assert all(loss.device.type == "cuda" for loss in losses(method, s, t, seen._replace(whole=None, mixed=None)))

@@ -307,3 +307,15 @@ def test_refused(flags, message, teacher, tmp_path, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_students_of_a_sweep_are_as_alone(teacher, tmp_path):
+    common = [*QUICK, "--path_t", str(teacher), "--epochs", "1", *ALL]
+    train_student.main([*common, "--sweep", "kd; cskd --model_s resnet14", "--save_folder", str(tmp_path / "sweep")])
+    for item in (["kd"], ["cskd", "--model_s", "resnet14"]):
+        train_student.main([*common, "--distill", *item, "--save_folder", str(tmp_path / "alone")])
+    folders = sorted((tmp_path / "alone" / "student_model").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        alone, together = (results(path) for path in (folder, tmp_path / "sweep" / "student_model" / folder.name))
+        assert all(equal(a, b) for a, b in zip(alone, together, strict=True))
