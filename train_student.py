@@ -76,6 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sweep.add_options(parser)
     options.add_teacher_options(parser)
     options.add_data_options(parser)
+    options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="1")
     return parser.parse_args(argv)

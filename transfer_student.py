@@ -35,6 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="eval: the frozen network stays as it is; train: its BatchNorm statistics drift, as published",
     )
     options.add_data_options(parser)
+    options.add_augment_options(parser)
     options.add_training_options(parser, epochs=120, decay="30,60,90")
     options.add_run_options(parser, trial="1")
     return parser.parse_args(argv)
@@ -89,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
 
     criterion = Criterion()
     criterion.label_loss = options.label_loss(opt, data).to(device)
-    batches = options.train_batches(opt, data, dataset.augmentation(data, device), device)
+    augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
+    batches = options.train_batches(opt, data, augment, device)
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, schedules.of(opt), train_mode=train_mode)
     facts, slow = options.facts(opt.model_s, student, data), options.slow_weights(opt, student)

@@ -18,6 +18,8 @@ from .base import Batch, ImageSet, dataset_names, find_dataset, register
 from .batches import Batches, ValBatches, limit, split
 from .digest import fingerprint, listed
 from .files import Unreadable
+from .mixing import Mixing
+from .policies import POLICIES
 from .storage import Storage
 from .stream import augmentation
 
@@ -27,6 +29,8 @@ __all__ = [
     "Batches",
     "ImageSet",
     "InMemory",
+    "Mixing",
+    "POLICIES",
     "Storage",
     "Unreadable",
     "ValBatches",

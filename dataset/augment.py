@@ -1,11 +1,37 @@
 """Random views of the training images, normalised on the training device."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 Steps = Sequence[slice]
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, which is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def columns(*drawn: Tensor) -> Tensor:
+    """Numbers [n] or [n, ...] of the same samples side by side: [n, all]."""
+    return torch.cat([x.flatten(1) if x.dim() > 1 else x.unsqueeze(1) for x in drawn], 1)
+
+
+def parted(view: Tensor, *widths: int) -> tuple[Tensor, ...]:
+    """What `columns` has put side by side; widths: of all but the first."""
+    first, *rest = view.split([view.shape[1] - sum(widths), *widths], 1)
+    return first.squeeze(1), *rest
+
+
+def together(index: Tensor, view: Tensor, steps: Steps, n: int) -> tuple[Tensor, Tensor, Steps, list[list[int]]]:
+    """Indices, views and slices of them in which `n` steps are one, and the sizes of the steps in each."""
+    sizes = [len(index[step]) for step in steps]
+    index, view = (torch.cat([x[:0], *(x[step] for step in steps)]) for x in (index, view))
+    groups = [sizes[i : i + n] for i in range(0, len(sizes), n)]
+    ends = accumulate(map(sum, groups), initial=0)
+    return index, view, [slice(*ends) for ends in pairwise(ends)], groups
 
 
 class Augment:
@@ -15,6 +41,7 @@ class Augment:
     """
 
     outcomes: int | None = None  # number of views that one sample has, all equally likely; None: too many to count
+    steps_at_once = 1
 
     def __init__(
         self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], device: torch.device | str
@@ -27,7 +54,7 @@ class Augment:
         self.shift = (-mean / std).float().repeat(area).to(device)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n] int64 on the CPU: numbers that each fix a random view."""
+        """[n] or [n, ...] int64 on the CPU: numbers that fix a random view of each sample."""
         raise NotImplementedError
 
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
@@ -39,7 +66,13 @@ class Augment:
 
     def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         """The same, normalised: [B, C, H, W] float32, channels_last."""
-        return map(self.normalise, self.pixels(index, view, steps))
+        index, view, steps, sizes = together(index, view, steps, self.steps_at_once)
+        for x, step, some in zip(self.pixels(index, view, steps), steps, sizes, strict=True):
+            yield from self.finish(x, view[step]).split(some)
+
+    def finish(self, x: Tensor, view: Tensor) -> Tensor:
+        """Pixels [B, ..., H, W, C] uint8 of samples in views `view` [B] as the network takes them, in new memory."""
+        return self.normalise(x)
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         """The only step of `stream`."""
@@ -120,14 +153,6 @@ class InMemory(Augment):
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         index, view = index.to(self.device), view.to(self.device)  # at once, so that no step waits for the device
         return (self.crop(index[step], view[step]) for step in steps)
-
-    def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
-        index, view = index.to(self.device), view.to(self.device)
-        for first in range(0, len(steps), self.steps_at_once):
-            some = steps[first : first + self.steps_at_once]
-            sizes = [len(index[step]) for step in some]
-            images = self.normalise(self.crop(*(torch.cat([x[step] for step in some]) for x in (index, view))))
-            yield from images.split(sizes)
 
     def crop(self, index: Tensor, view: Tensor) -> Tensor:
         """Samples `index` [B] in views `view` [B], both on the device, as bytes: [B, H, W, C] uint8."""

@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .augment import Augment, Views
-from .base import Batch, ImageSet, Shared
+from .base import Batch, ImageSet, Mixed, Shared
+from .mixing import Mixing
 from .storage import Files
 from .stream import plain
 
@@ -73,8 +75,11 @@ class Batches:
     augment: an `Augment`, or a method's own `Views`; labels [N] on the training device. A smaller last batch is given
     unless `drop_last`, but never one of a single sample, which BatchNorm cannot train on. part: this process and their
     number; each batch is shared out among them in its order, so that together they see what a single process sees.
+    mixing: set by who makes them where the images of a batch are mixed, all views of a sample alike.
     Raises ValueError where that leaves no batch, or a process without two samples.
     """
+
+    mixing: Mixing | None = None
 
     def __init__(
         self,
@@ -107,17 +112,36 @@ class Batches:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Steps `start_step` .. len(self) - 1 of that epoch; no step waits for the device."""
         # A hash, because seed + epoch would give run 1 at epoch 2 the draws of run 2 at epoch 1.
-        mixed = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+        seed = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
         order = torch.randperm(self.n_data, generator=generator)
         views = self.augment.draw(self.n_data, generator)
+        drawn_for = -(-self.n_data // self.batch_size)  # also for a last batch that is too small for some processes
+        mixes = self.mixing.draw(drawn_for, generator) if self.mixing else [None] * drawn_for
         steps = [self._places(step) for step in range(start_step, self.steps)]
-        stream = self.augment.stream(order, views, [own for own, _, _ in steps])
+        stream = self._images(order, views, steps)
         drawn, order = order, order.to(self.labels.device)
         labels = self.labels[order]
-        for images, (own, every, sizes) in zip(stream, steps, strict=True):
+        for images, (own, every, sizes), mix in zip(stream, steps, mixes[start_step : self.steps], strict=True):
             whole = Shared(labels[every], order[every], sizes, self.rank) if self.world > 1 else None
-            yield Batch(images, labels[own], order[own], whole, (drawn[own], views[own]))
+            mixed = None
+            if mix:
+                images = mix(images)
+                others = labels[every].roll(1)[own.start - every.start : own.stop - every.start]
+                mixed = Mixed(others, torch.full_like(others, mix.share, dtype=torch.float32))
+            yield Batch(images, labels[own], order[own], whole, (drawn[own], views[own]), mixed)
+
+    def _images(self, order: Tensor, views: Tensor, steps: list[tuple[slice, slice, Any]]) -> Iterator[Tensor]:
+        """Of each step; where they are mixed, ahead of them the one that the first is mixed with."""
+        if not self.mixing:
+            return self.augment.stream(order, views, [own for own, _, _ in steps])
+        places = []
+        for own, every, _ in steps:
+            ahead = (own.start if own.start > every.start else every.stop) - 1
+            places.append(torch.tensor([ahead, *range(own.start, own.stop)]))
+        at = torch.cat([order[:0], *places])
+        ends = accumulate(map(len, places), initial=0)
+        return self.augment.stream(order[at], views[at], [slice(*ends) for ends in pairwise(ends)])
 
     def _places(self, step: int) -> tuple[slice, slice, tuple[int, ...]]:
         """Where a step's samples are in the order: this process's, all; and the number of each process."""

@@ -22,6 +22,7 @@ from .base import ImageSet
 from .cuts import Cut, PaddedCrop, Plain, ResizedCrop
 from .dali import Dali
 from .files import Unreadable
+from .policies import Augmented
 from .storage import LARGEST_KEPT, Files
 
 
@@ -87,8 +88,18 @@ def _until_parent_asks() -> None:
     os._exit(0)
 
 
-def augmentation(data: ImageSet, device: torch.device | str) -> Augment:
-    """The training images, augmented as the data set says: padded crops, of files above 64 pixels resized crops."""
+def augmentation(data: ImageSet, device: torch.device | str, policy: str = "crop_flip", reprob: float = 0.0) -> Augment:
+    """The training images, augmented as the data set says: padded crops, of files above 64 pixels resized crops.
+
+    policy: one of `POLICIES` that comes after these; reprob: the probability of random erasing.
+    """
+    augment = crop_flip(data, device)
+    if policy == "crop_flip" and not reprob:
+        return augment
+    return Augmented(augment, None if policy == "crop_flip" else policy, reprob)
+
+
+def crop_flip(data: ImageSet, device: torch.device | str) -> Augment:
     images = data.train_images
     if isinstance(images, Tensor):
         return InMemory(images, data.mean, data.std, padding=data.padding, flip=data.flip, device=device)

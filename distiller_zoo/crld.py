@@ -1,14 +1,17 @@
 """Cross-View Consistency Regularisation for Knowledge Distillation. Zhang et al., ACM MM 2024.
 https://arxiv.org/abs/2412.16493
 
-Differs: the strong view is AutoAugment's (the authors': RandAugment and cut-out).
+Differs: the strong view is torchvision's RandAugment(2, 10) and a hole filled with the mean; the authors' RandAugment,
+FixMatch's, has each operation with probability 1/2 at a random strength, and their hole is black.
 """
+
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import Augment
-from dataset.autoaugment import AutoAugment
+from dataset.policies import RandAugment, WeakAndStrong
 
 from .adapters import full
 from .base import Batch, Distiller, Output, Pair, Temperature, Weight
@@ -33,8 +36,8 @@ class CRLD(Distiller, name="crld"):
         super().__init__(pair)
         self.within, self.across, self.T = crld_within, crld_across, crld_T
 
-    def views(self, augment: Augment) -> AutoAugment:
-        return AutoAugment(augment)
+    def views(self, augment: Augment) -> WeakAndStrong:
+        return WeakAndStrong(augment, partial(RandAugment, magnitude=10), cutout=True)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """s, t: [2 B, ...], the weak and the strong view of a sample side by side."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.augment import Augment, Steps, Views
+from dataset.augment import Augment, Steps, Views, columns, parted
 
 from .base import Batch, Distiller, Output, Pair, Temperature
 from .kd import kd_loss
@@ -29,14 +29,15 @@ class Partners(Views):
         self.order, self.size, self.start = self.labels.argsort(stable=True), size, size.cumsum(0) - size
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, 3]: the views of both, and which of its class the partner is."""
+        """[n, columns]: the views of both, and which of its class the partner is."""
         views = [self.augment.draw(n, generator) for _ in range(2)]
-        return torch.stack([*views, torch.randint(2**31, (n,), generator=generator)], 1)
+        return columns(*views, torch.randint(2**31, (n,), generator=generator))
 
     def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
         own = self.labels[index]
-        partner = self.order[self.start[own] + view[:, 2] % self.size[own]]
-        both = torch.stack([index, partner], 1).flatten(), view[:, :2].flatten()
+        views, number = parted(view, 1)
+        partner = self.order[self.start[own] + number.squeeze(1) % self.size[own]]
+        both = torch.stack([index, partner], 1).flatten(), views.unflatten(1, (2, -1)).flatten(0, 1).squeeze(1)
         twice = [slice(2 * start, 2 * stop) for start, stop, _ in (step.indices(len(index)) for step in steps)]
         for images in self.augment.stream(*both, twice):
             yield images.unflatten(0, (-1, 2))

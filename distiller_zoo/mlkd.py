@@ -1,17 +1,20 @@
 """Multi-level Logit Distillation. Jin, Wang, Lin, CVPR 2023.
 https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
 
-Differs: the strong view is AutoAugment's (the authors': RandAugment). As in their code, the share of samples, and of
-classes, that the teacher is less sure of than of the median one is a factor of a batch's loss, in the place of a choice
-among them, and the strong view has three of the five temperatures.
+Differs: the RandAugment(2, 10) of the strong view is torchvision's, of which the operations and strengths are not quite
+the authors'. As in their code, the share of samples, and of classes, that the teacher is less sure of than of the
+median one is a factor of a batch's loss, in the place of a choice among them, and the strong view has three of the five
+temperatures.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import Augment
-from dataset.autoaugment import AutoAugment
+from dataset.policies import RandAugment, WeakAndStrong
 
 from .adapters import full
 from .base import Batch, Distiller, Output
@@ -48,8 +51,8 @@ class MLKD(Distiller, name="mlkd"):
     temperatures = (4.0, 3.0, 5.0, 2.0, 6.0)
     of_strong = 3  # so many of these
 
-    def views(self, augment: Augment) -> AutoAugment:
-        return AutoAugment(augment)
+    def views(self, augment: Augment) -> WeakAndStrong:
+        return WeakAndStrong(augment, partial(RandAugment, magnitude=10))
 
     def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """KD. s, t: [2 B, ...], the weak and the strong view of a sample side by side."""

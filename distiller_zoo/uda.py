@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import Augment
-from dataset.autoaugment import AutoAugment
+from dataset.policies import AutoAugment, WeakAndStrong
 
 from .adapters import full
 from .base import Batch, Distiller, Output
@@ -29,8 +29,8 @@ class UDA(Distiller, name="uda"):
     def needs_teacher(cls, options: dict[str, Any]) -> bool:
         return False
 
-    def views(self, augment: Augment) -> AutoAugment:
-        return AutoAugment(augment)
+    def views(self, augment: Augment) -> WeakAndStrong:
+        return WeakAndStrong(augment, AutoAugment)
 
     def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
         """s: [2 B, ...], the plain and the augmented view of a sample side by side. Mean over samples."""

@@ -242,6 +242,30 @@ def add_data_options(parser: Parser) -> None:
     )
 
 
+def add_augment_options(parser: Parser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--aug", choices=["crop_flip", *dataset.POLICIES], default="crop_flip", help="the others follow crop and flip"
+    )
+    group.add_argument("--reprob", type=share, default=0.0, metavar="P", help="probability of random erasing")
+    group.add_argument("--mixup", type=weight, default=0.0, metavar="ALPHA", help="of mixup's Beta distribution")
+    group.add_argument(
+        "--cutmix",
+        type=weight,
+        default=0.0,
+        metavar="ALPHA",
+        help="of cutmix's; with --mixup half of the batches each",
+    )
+
+
+def check_augment_options(opt: argparse.Namespace) -> None:
+    """Raises UserError for what gives a sample more views than a cache can keep."""
+    if opt.cache_teacher:
+        for key in ("aug", "reprob", "mixup", "cutmix"):
+            if getattr(opt, key) not in ("crop_flip", 0):
+                raise UserError(f"--cache_teacher: --{key} {getattr(opt, key)} makes more images than can be kept")
+
+
 def add_teacher_options(parser: Parser) -> None:
     group = parser.add_argument_group("how the teachers are asked")
     group.add_argument(
@@ -254,6 +278,7 @@ def add_teacher_options(parser: Parser) -> None:
 
 def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.device) -> None:
     """Raises UserError for what has no effect; asked: whether anything asks a teacher."""
+    check_augment_options(opt)
     if opt.cache_teacher and (opt.teacher_ahead or 1) > 1:
         raise UserError(f"--teacher_ahead {opt.teacher_ahead}: with --cache_teacher it is 1")
     if opt.teacher_ahead is None:
@@ -466,7 +491,10 @@ def train_batches(
     opt: argparse.Namespace, data: dataset.ImageSet, augment: dataset.Augment | dataset.Views, device: torch.device
 ) -> dataset.Batches:
     """This process's part of the training batches, whose images `augment` gives."""
-    return dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=part())
+    batches = dataset.Batches(augment, data.train_labels.to(device), opt.batch_size, seed=opt.seed, part=part())
+    if opt.mixup or opt.cutmix:
+        batches.mixing = dataset.Mixing(opt.mixup, opt.cutmix, data.train_images.shape[-2:])
+    return batches
 
 
 def val_batches(opt: argparse.Namespace, data: dataset.ImageSet, device: torch.device) -> dataset.ValBatches:

@@ -33,6 +33,7 @@ from .validation import validate
 COMMON = "path_t model_t pretrained_t teacher_ahead cache_teacher cache_gb cache_dtype".split()
 COMMON += "dataset data_folder image_size batch_size loader memory_gb num_workers limit_train limit_val".split()
 COMMON += ["val_split", "accumulate"]
+COMMON += "aug reprob mixup cutmix".split()
 COMMON += "device amp compile graph deterministic sync_bn adjust_lr test_only resume save_folder run_log".split()
 MEASURED_STEPS = captured.WARM_UPS + 2  # of the first student's optimiser, which say how much memory one takes
 ROOM = 0.8  # of the free memory that students may take
@@ -156,7 +157,7 @@ class Shared:
         """The views that methods make theirs of. Images in memory are there once; those in files are read by seed."""
         key = None if isinstance(self.data.train_images, torch.Tensor) else seed
         if key not in self.augments:
-            self.augments[key] = augmentation(self.data, self.device)
+            self.augments[key] = augmentation(self.data, self.device, self.opt.aug, self.opt.reprob)
         return self.augments[key]
 
     def group(self, trainee: Trainee, views: Augment | Views) -> Group:

@@ -31,7 +31,6 @@ import models  # noqa: E402
 from helper import checkpoint, export, networks, options, worth  # noqa: E402
 from helper.util import OneLineParser, UserError, choose_device, command, machine, mendable, one_line  # noqa: E402
 from scripts import report_table  # noqa: E402
-from scripts.pipe import quiet_end  # noqa: E402
 
 DATA: dict[str, Callable[[str], Any]] = {  # options of the run that hold here where they are not given
     "dataset": options.known(dataset.find_dataset),
@@ -205,7 +204,6 @@ def measure(nets: list[Measured], data: dataset.ImageSet, opt: argparse.Namespac
         times[f"batch_{n}"] = ms | {"images_per_second": n / seconds.median}
 
 
-@quiet_end
 @command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)

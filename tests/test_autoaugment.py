@@ -1,17 +1,43 @@
-"""AutoAugment for batches gives the pixels that torchvision's gives for PIL images one by one."""
+"""Policies on batches give the pixels that torchvision's operations give for PIL images one by one."""
+
+import functools
 
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import autoaugment as reference
+from torchvision.transforms import autoaugment as published
+from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
 import dataset
-from dataset.autoaugment import SUB_POLICIES, AutoAugment, Operation, Operations, operation
+from dataset.operations import Operation, Operations, Reach, operation
+from dataset.policies import (
+    SIGNED,
+    SUB_POLICIES,
+    UNSIGNED,
+    AutoAugment,
+    RandAugment,
+    TrivialAugmentWide,
+    WeakAndStrong,
+)
 
-SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
-NAMES = (*SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
-TORCHVISION = reference.AutoAugment(reference.AutoAugmentPolicy.CIFAR10)
+CPU = torch.device("cpu")
+NAMES = (*SIGNED, *UNSIGNED, "Identity", "Invert")
+CIFAR10 = published.AutoAugment(published.AutoAugmentPolicy.CIFAR10)
+SIZES = [(32, 32), (8, 8), (64, 64), (20, 29)]
+V2 = v2.AutoAugment()
+# policy, torchvision's, how many strengths, and which are in use
+POLICIES = {
+    "autoaugment": (AutoAugment, CIFAR10, 10, range(10)),
+    "randaugment": (RandAugment, published.RandAugment(), 31, [9]),
+    "randaugment10": (functools.partial(RandAugment, magnitude=10), published.RandAugment(2, 10), 31, [10]),
+    "trivialaugment": (TrivialAugmentWide, published.TrivialAugmentWide(), 31, range(31)),
+}
+REACHES = {
+    "autoaugment": Reach(10),
+    "randaugment": Reach(31),
+    "trivialaugment": Reach(31, shear=0.99, pixels=32.0, degrees=135.0, blend=0.99, bits=(8, 2)),
+}
 
 
 def some_images(height: int = 32, width: int = 32) -> torch.Tensor:
@@ -27,42 +53,63 @@ def some_images(height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.stack(images).to(torch.uint8)
 
 
+def in_memory(images: torch.Tensor) -> dataset.InMemory:
+    return dataset.InMemory(images.permute(0, 3, 1, 2), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
 def of_pil(image: torch.Tensor, change) -> torch.Tensor:
     return pil_to_tensor(change(Image.fromarray(image.numpy()))).permute(1, 2, 0)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (20, 29)])
+def by_torchvision(name: str, strength: float):
+    """The operation on PIL images, of torchvision.transforms.v2."""
+    strength, nearest = strength / 255 if name == "Solarize" else strength, v2.InterpolationMode.NEAREST
+    return lambda pil: V2._apply_image_or_video_transform(pil, name, strength, nearest, {Image.Image: None})
+
+
+def space(policy: str, shape: tuple[int, int]) -> dict[str, tuple[torch.Tensor, bool]]:
+    """Of each operation of torchvision's, strengths and whether they have a sign."""
+    _, theirs, bins, _ = POLICIES[policy]
+    return theirs._augmentation_space(bins, *[] if policy == "trivialaugment" else [shape])
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("policy", REACHES)
+def test_strengths_are_torchvisions(policy, shape):
+    for name, (theirs, signed) in space(policy, shape).items():
+        assert signed == (name in SIGNED) and (name in NAMES)
+        if theirs.dim():
+            assert REACHES[policy].strengths(name, *shape) == theirs.tolist()
+
+
+@pytest.mark.parametrize("policy, shape", [*((p, SIZES[0]) for p in REACHES), *(("randaugment", s) for s in SIZES[1:])])
 @pytest.mark.parametrize("name", NAMES)
-def test_operations_equal_torchvisions(name, shape):
+def test_operations_equal_torchvisions(policy, name, shape):
+    """Every strength in both directions, in one batch."""
     images = some_images(*shape)
-    magnitudes, signed = TORCHVISION._augmentation_space(10, shape)[name]
-    assert signed == (name in SIGNED)
-    for level in range(10 if magnitudes.dim() else 1):
-        magnitude = magnitudes[level].item() if magnitudes.dim() else 0.0
-        for sign in (1, -1) if signed else (1,):
-            batch = Operations([Operation(), operation(name, level, sign, *shape)], "cpu")
-            found = batch(images, torch.ones(len(images), dtype=torch.int64))
-            for image, ours in zip(images, found, strict=True):
-                theirs = of_pil(
-                    image,
-                    lambda pil, m=sign * magnitude: reference._apply_op(
-                        pil, name, m, reference.InterpolationMode.NEAREST, None
-                    ),
-                )
-                assert torch.equal(ours, theirs), (level, sign)
+    strengths = REACHES[policy].strengths(name, *shape)
+    strengths += [-strength for strength in strengths] if name in SIGNED else []
+    batch = Operations([Operation(), *(operation(name, strength, *shape) for strength in strengths)], "cpu")
+    rows = torch.arange(len(strengths) + 1).repeat_interleave(len(images))
+    images = images.repeat(len(strengths) + 1, 1, 1, 1)
+    shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    images, rows = images[shuffled], rows[shuffled]
+    for image, row, ours in zip(images, rows.tolist(), batch(images, rows), strict=True):
+        theirs = of_pil(image, by_torchvision(name, strengths[row - 1])) if row else image
+        assert torch.equal(ours, theirs), strengths[row - 1]
 
 
 def test_autocontrast_of_every_range():
     """The brightest value becomes 255, or 254 where PIL's rounding makes it so."""
     values = torch.arange(256).view(16, 16, 1).expand(-1, -1, 3)
     images = torch.stack([values.clamp(low, high) for high in range(1, 256) for low in (0, high // 2)]).to(torch.uint8)
-    found = Operations([operation("AutoContrast", 0, 1, 16, 16)], "cpu")(images, torch.zeros(510, dtype=torch.int64))
+    found = Operations([operation("AutoContrast", 0, 16, 16)], "cpu")(images, torch.zeros(510, dtype=torch.int64))
     for image, ours in zip(images, found, strict=True):
         assert torch.equal(ours, of_pil(image, ImageOps.autocontrast))
 
 
 def test_the_policy_is_torchvisions():
-    theirs = TORCHVISION.policies
+    theirs = CIFAR10.policies
     assert [[(name, p) for name, p, _ in both] for both in SUB_POLICIES] == [
         [(name, p) for name, p, _ in both] for both in theirs
     ]
@@ -70,50 +117,97 @@ def test_the_policy_is_torchvisions():
         assert other[2] in (None, ours[2])
 
 
-def test_every_view_equals_torchvisions(monkeypatch):
+def test_every_view_of_autoaugment_equals_torchvisions(monkeypatch):
     """All 25 sub-policies in all outcomes, in one batch: each sample has operations of its own."""
     images = some_images()
-    augment = AutoAugment(dataset.InMemory(images.permute(0, 3, 1, 2), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    augment = in_memory(images)
+    views = WeakAndStrong(augment, AutoAugment)
     codes = torch.arange(400)
+    bits = torch.stack([codes % 16 >> i & 1 for i in range(4)], 1)  # done, negative, twice
+    rows = bits[:, ::2] * (1 + 4 * (codes // 16).unsqueeze(1) + torch.tensor([0, 2]) + bits[:, 1::2])
     index, view = codes % len(images), codes % 162
-    found = augment(index, torch.stack([view, codes], 1))
+    found = views(index, torch.cat([view.unsqueeze(1), rows], 1))
     assert found.shape == (400, 2, 3, 32, 32)
     flat = found.flatten(0, 1)
     assert flat.data_ptr() == found.data_ptr() and flat.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found[:, 0], augment.augment(index, view))
-    crops = augment.augment.crop(index, view)
+    assert torch.equal(found[:, 0], augment(index, view))
+    crops = augment.crop(index, view)
     for code, crop, ours in zip(codes.tolist(), crops, found[:, 1], strict=True):
-        bits = [code >> i & 1 for i in range(4)]
-        never = [2.0 - 3.0 * done for done in bits[::2]]  # above or below every probability
-        drawn = (code // 16, torch.tensor(never), 1 - torch.tensor(bits[1::2]))  # there 0 is the negative sign
-        monkeypatch.setattr(reference.AutoAugment, "get_params", staticmethod(lambda n, drawn=drawn: drawn))
-        theirs = of_pil(crop, TORCHVISION)
-        assert torch.equal(ours, augment.augment.normalise(theirs[None])[0]), code
+        never = torch.tensor([2.0 - 3.0 * done for done in bits[code, ::2].tolist()])  # beyond all probabilities
+        drawn = (code // 16, never, 1 - bits[code, 1::2])  # there 0 is the negative sign
+        monkeypatch.setattr(published.AutoAugment, "get_params", staticmethod(lambda n, drawn=drawn: drawn))
+        assert torch.equal(ours, augment.normalise(of_pil(crop, CIFAR10)[None])[0]), code
 
 
-def test_draws_follow_the_probabilities():
-    augment = AutoAugment(dataset.InMemory(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
-    n = 100_000
-    view = augment.draw(n, torch.Generator().manual_seed(0))
-    assert view.shape == (n, 2) and view.dtype == torch.int64
-    assert torch.equal(view, augment.draw(n, torch.Generator().manual_seed(0)))
-    policy, bits = view[:, 1] // 16, torch.stack([view[:, 1] >> i & 1 for i in range(4)], 1).double()
-    assert (policy.bincount() / n - 1 / 25).abs().max() < 4 * (0.04 * 0.96 / n) ** 0.5
-    for i, both in enumerate(SUB_POLICIES):
-        for j, (_, p, _) in enumerate(both):
-            share = bits[policy == i, 2 * j].mean().item()
-            assert share == p if p in (0, 1) else abs(share - p) < 4.5 * (p * (1 - p) / (n / 25)) ** 0.5
-    assert (bits[:, 1::2].mean(0) - 0.5).abs().max() < 4 * 0.5 / n**0.5
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("name", ["randaugment", "randaugment10", "trivialaugment"])
+def test_draws_of_uniform_policies_equal_torchvisions(name, shape):
+    """Rows are operations of torchvision's space, each at its strengths and signs; a sample goes through its rows."""
+    build, _, _, levels = POLICIES[name]
+    policy, images = build(shape, CPU), some_images(*shape)
+    expected = []
+    for operation_name, (strengths, signed) in space(name, shape).items():
+        for strength in strengths[list(levels)].tolist() if strengths.dim() else [0.0] * len(levels):
+            expected += [(operation_name, strength), (operation_name, -strength if signed else strength)]
+    assert len(policy.operations) == len(expected)
+    drawn = policy.draw(60, torch.Generator().manual_seed(0))
+    index = torch.arange(60) % len(images)
+    for image, rows, ours in zip(images[index], drawn.tolist(), policy(images[index], drawn), strict=True):
+        for row in rows:
+            image = of_pil(image, by_torchvision(*expected[row]))
+        assert torch.equal(ours, image), rows
+
+
+def test_draws_of_autoaugment_follow_the_probabilities():
+    policy, n = AutoAugment((32, 32), CPU), 200_000
+    drawn = policy.draw(n, torch.Generator().manual_seed(0))
+    assert drawn.shape == (n, 2) and drawn.dtype == torch.int64
+    assert torch.equal(drawn, policy.draw(n, torch.Generator().manual_seed(0)))
+    both = (drawn > 0).all(1)
+    assert torch.equal((drawn[both, 0] - 1) // 4, (drawn[both, 1] - 1) // 4)
+    for i, sub_policy in enumerate(SUB_POLICIES):
+        for j, (_, p, _) in enumerate(sub_policy):
+            for negative in range(2):
+                share, expected = (drawn[:, j] == 1 + 4 * i + 2 * j + negative).double().mean().item(), p / 50
+                assert abs(share - expected) <= 4.5 * (expected * (1 - expected) / n) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
+def test_draws_of_uniform_policies_are_uniform(name):
+    policy = POLICIES[name][0]((32, 32), CPU)
+    rows = len(policy.operations)
+    drawn = policy.draw(500 * rows, torch.Generator().manual_seed(0))
+    assert drawn.shape[1] == {"randaugment": 2, "trivialaugment": 1}[name]
+    for column in drawn.unbind(1):
+        chi = ((column.bincount(minlength=rows) - 500.0) ** 2 / 500).sum()
+        assert abs(chi - (rows - 1)) < 4.5 * (2 * rows) ** 0.5
+    if name == "randaugment":  # independent of each other
+        count = (drawn @ torch.tensor([rows, 1])).bincount(minlength=rows**2).double()
+        expected = len(drawn) / rows**2
+        assert abs(((count - expected) ** 2 / expected).sum() - rows**2) < 4.5 * (2 * rows**2) ** 0.5
+
+
+def test_steps_at_once_change_nothing():
+    """As on a GPU; a sample's view is the same in any company."""
+    augments = [in_memory(some_images()) for _ in range(2)]
+    augments[1].steps_at_once = 3
+    one, several = (WeakAndStrong(augment, RandAugment, cutout=True) for augment in augments)
+    view = one.draw(12, torch.Generator().manual_seed(3))
+    steps = [slice(0, 4), slice(5, 7), slice(4, 5), slice(7, 12)]
+    whole = one(torch.arange(12), view)
+    for a, b, step in zip(*(v.stream(torch.arange(12), view, steps) for v in (one, several)), steps, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, whole[step])
+    assert not list(one.stream(torch.arange(12), view, []))
 
 
 def test_refuses_what_gives_views_itself():
-    augment = AutoAugment(dataset.InMemory(some_images().permute(0, 3, 1, 2), (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(ValueError, match="needs single images, AutoAugment gives views"):
-        AutoAugment(augment)
+    views = WeakAndStrong(in_memory(some_images()), AutoAugment)
+    with pytest.raises(ValueError, match="WeakAndStrong needs single images, WeakAndStrong gives views"):
+        WeakAndStrong(views, AutoAugment)
 
 
 def test_tiny_images():
     """Too small for the 3x3 filter of Sharpness, as PIL treats them."""
     images = some_images(2, 2)
-    batch = Operations([operation("Sharpness", 9, 1, 2, 2)], "cpu")
+    batch = Operations([operation("Sharpness", 0.9, 2, 2)], "cpu")
     assert torch.equal(batch(images, torch.zeros(len(images), dtype=torch.int64)), images)

@@ -22,8 +22,8 @@ from torchvision.transforms import functional as published
 
 import dataset
 import train_teacher
-from dataset.autoaugment import AutoAugment
 from dataset.cuts import PaddedCrop, ResizedCrop
+from dataset.policies import AutoAugment, Policy, RandAugment, WeakAndStrong
 from distiller_zoo.sskd import Rotations
 
 STREAM = dataset.Storage("stream", workers=2)
@@ -76,8 +76,12 @@ def test_small_images_are_the_same_from_memory(name, tmp_path):
         assert_equal(*val)
 
 
+def strong(policy: type[Policy], **more) -> functools.partial:
+    return functools.partial(WeakAndStrong, policy=policy, **more)
+
+
 @pytest.mark.parametrize("size", [32, 80])
-@pytest.mark.parametrize("views", [AutoAugment, Rotations])
+@pytest.mark.parametrize("views", [strong(AutoAugment), strong(RandAugment, cutout=True), Rotations])
 def test_views_of_methods(views, size, tmp_path):
     data = dataset.load("imagenet", make_imagenet(tmp_path), size, storage=STREAM)
     whole = list(batches(data, views).epoch(3))
@@ -89,6 +93,28 @@ def test_views_of_methods(views, size, tmp_path):
     shares = [batches(data, views, part=(rank, 2)).epoch(3) for rank in range(2)]
     for batch, *parts in zip(whole, *shares, strict=False):
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+
+
+@pytest.mark.parametrize("size", [32, 80])
+@pytest.mark.parametrize("policy", [*dataset.POLICIES, "crop_flip"])
+def test_augmentation_and_mixing(policy, size, tmp_path):
+    """The same pixels from files as from memory, after a stop within the epoch, and in the parts of two processes."""
+    make_imagenet(tmp_path)
+
+    def some(storage: dataset.Storage, part: tuple[int, int] = (0, 1)) -> dataset.Batches:
+        data = dataset.load("imagenet", tmp_path, size, storage=storage)
+        found = batches(data, lambda _: dataset.augmentation(data, "cpu", policy, 0.5), part=part)
+        found.mixing = dataset.Mixing(0.5, 1.0, (size, size))
+        return found
+
+    whole = list(some(STREAM).epoch(3))
+    if size == 32:
+        assert_equal(some(dataset.Storage("memory")).epoch(3), whole)
+    assert_equal(some(STREAM).epoch(3, start_step=1), whole[1:])
+    shares = [some(STREAM, (rank, 2)).epoch(3) for rank in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=False):
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.mixed.labels for part in parts]), batch.mixed.labels)
 
 
 # ---- images above 64 pixels ----
