@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import crd  # noqa: E402, F401  registers its methods
 from distiller_zoo import find_method  # noqa: E402
+from helper.util import OneLineParser, command  # noqa: E402
 
 PATH = ROOT / "results" / "published.csv"
 FLAGS = {"kd": "-a 1", "dot": "--dot 0.075"}  # DOT's value on CIFAR
@@ -45,5 +46,14 @@ def items(data: str, teacher: str, student: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    for name in ("data", "teacher", "student"):
+        parser.add_argument(name)
+    opt = parser.parse_args(argv)
+    print("; ".join(items(opt.data, opt.teacher, opt.student)))
+
+
 if __name__ == "__main__":
-    print("; ".join(items(*sys.argv[1:4])))
+    main()
