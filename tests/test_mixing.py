@@ -312,7 +312,7 @@ def test_refused(flags, message, teacher, tmp_path, capsys):
 def test_students_of_a_sweep_are_as_alone(teacher, tmp_path):
     common = [*QUICK, "--path_t", str(teacher), "--epochs", "1", *ALL]
     train_student.main([*common, "--sweep", "kd; uda --model_s resnet14", "--save_folder", str(tmp_path / "sweep")])
-    for item in (["kd"], ["cskd", "--model_s", "resnet14"]):
+    for item in (["kd"], ["uda", "--model_s", "resnet14"]):
         train_student.main([*common, "--distill", *item, "--save_folder", str(tmp_path / "alone")])
     folders = sorted((tmp_path / "alone" / "student_model").iterdir())
     assert len(folders) == 2
