@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="default: that of the --test_only FILE or of --path_s, else resnet8",
     )  # fmt: skip
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
+    group.add_argument("--pretrained_s", action="store_true", help="the student starts from its published weights")
+    group.add_argument("--new_head", action="store_true", help="with a new classifier in the place of that of --path_s")
     group.add_argument(
         "--distill", "--kd_method", type=options.names_of(find_method), default="kd", help=", ".join(method_names())
     )
@@ -103,12 +105,11 @@ def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
-    """start: the checkpoint that it starts from, or {}."""
-    images, file = options.images_of(data), (opt.model_s, start, "--path_s", opt.path_s)
-    if start:
-        networks.sketch(*file)
-    network = networks.create(opt.model_s, "--model_s", len(data.classes), images, opt.drop_path)
-    return networks.fill(network, *file, images) if start else network
+    """start: the weights that it starts from, or {}."""
+    network = networks.create(opt.model_s, "--model_s", len(data.classes), options.images_of(data), opt.drop_path)
+    if opt.pretrained_s and start:
+        return networks.begun(network, opt.model_s, start, "--pretrained_s", opt.model_s, None)
+    return networks.begun(network, opt.model_s, start, "--path_s", opt.path_s, opt.new_head) if start else network
 
 
 def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Trainee, Any]:
@@ -195,6 +196,9 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
         if run.folder in [student.run.folder for student in students]:
             raise UserError(f"--sweep: two students have the folder {run.folder}; give --run_name in an item")
         start = load_start(opt.path_s)
+        if opt.pretrained_s and not run.finished and opt.test_only is None:
+            start = networks.published("--pretrained_s", opt.model_s)
+            run.begins_with("pretrained_s", checkpoint.digests("--pretrained_s", [opt.model_s], [start]))
         if opt.path_s and not run.finished and (opt.test_only is None or not run.state):
             checkpoint.existing(opt.path_s, "--path_s", "last.pth")
         run.begins_with("path_t", taught_by)

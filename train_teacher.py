@@ -4,29 +4,47 @@ python train_teacher.py --model resnet32x4 --dataset cifar100
 """
 
 import argparse
+from typing import Any
 
 import torch
 
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import export, networks, options, parallel, schedules
+from helper import checkpoint, export, networks, options, parallel, schedules
 from helper.loops import Group, fit
 from helper.run import Run
 from helper.step import Precision, Stage
 from helper.trainee import Networks, Trainee
-from helper.util import command, seed_everything
+from helper.util import UserError, command, seed_everything
 from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("--model", type=options.network, help="default: that of the --test_only FILE, else resnet110")
+    parser.add_argument("--pretrained", action="store_true", help="starts from the network's published weights")
+    parser.add_argument("--initial_checkpoint", metavar="FILE", help="starts from these weights")
+    parser.add_argument("--new_head", action="store_true", help="with a new classifier in the place of the file's")
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="0")
     return parser.parse_args(argv)
+
+
+def weights_to_start_from(opt: argparse.Namespace, run: Run) -> tuple[str, str, dict[str, Any]]:
+    """Flag, file or network, and weights ({}: none), which the run notes. Raises UserError where they are not there."""
+    if opt.pretrained and opt.initial_checkpoint:
+        raise UserError("--pretrained: expected no --initial_checkpoint beside it")
+    if opt.new_head and not opt.initial_checkpoint:
+        raise UserError("--new_head has no effect without --initial_checkpoint")
+    flag, path = ("--pretrained", opt.model) if opt.pretrained else ("--initial_checkpoint", opt.initial_checkpoint)
+    if opt.test_only is not None or not path:
+        return flag, path, {}
+    start = networks.published(flag, path) if opt.pretrained else checkpoint.load(path, flag)
+    run.begins_with(flag.removeprefix("--"), checkpoint.digests(flag, [path], [start]))
+    return flag, path, start
 
 
 @command
@@ -43,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         options.check_data_of(opt, [run])
         return run.already_done()
+    flag, path, start = weights_to_start_from(opt, run)
 
     data = options.load_data(opt, [run])
     val_batches = options.val_batches(opt, data, device)
@@ -53,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
 
     seed_everything(opt.seed)
     model = networks.create(opt.model, "--model", *kind, opt.drop_path)
+    if start:
+        model = networks.begun(model, opt.model, start, flag, path, opt.new_head or (None if opt.pretrained else False))
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     criterion.label_loss = options.label_loss(opt, data).to(device)

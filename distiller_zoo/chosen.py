@@ -97,6 +97,10 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     asked = bool(taught or initialised)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
+    if opt.pretrained_s and opt.path_s:
+        raise UserError("--pretrained_s: expected no --path_s beside it")
+    if opt.new_head and not opt.path_s:
+        raise UserError("--new_head has no effect without --path_s")
     if opt.dot is not None:
         with mendable(f"--dot {opt.dot:g}"):
             DOT.check(opt)

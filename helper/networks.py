@@ -68,6 +68,29 @@ def create(name: str, flag: str, num_classes: int, images: models.Images, drop_p
     return network
 
 
+def published(flag: str, name: str) -> dict[str, Tensor]:
+    """The published weights of a network. Raises UserError where there are none, or they cannot be had."""
+    with mendable(flag):
+        return models.published_weights(name)
+
+
+def begun(
+    network: nn.Module, name: str, state: dict[str, Any], flag: str, path: str, new_head: bool | None
+) -> nn.Module:
+    """The network, created for the data set, with the weights that a training begins with.
+
+    new_head: it keeps its own classifier; None: where that of the file has other classes.
+    """
+    sketch(name, state, flag, path)
+    if new_head is None:
+        new_head = checkpoint.class_count(network, state, flag, path) != len(network.head.weight)
+    if new_head:
+        own, weight = network.state_dict(), checkpoint.head_key(network)
+        kept = {key: own[key] for key in (weight, weight.removesuffix("weight") + "bias") if key in own}
+        state = state | {"model": checkpoint.weights_of(state, flag, path) | kept}
+    return fill(network, name, state, flag, path, None)
+
+
 def restore(
     name: str, state: dict[str, Any], flag: str, path: str, num_classes: int, images: models.Images | None
 ) -> nn.Module:

@@ -24,7 +24,7 @@ from .util import UserError, machine
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()
 )
-PATHS = {"path_t", "path_s"}  # of weights
+PATHS = {"path_t", "path_s", "initial_checkpoint"}  # of weights
 MEASURED, VALIDATED = {"train_seconds", "images_per_second"}, {"val_acc", "val_acc_top5"}  # read again at the end
 REPORTED = {"epochs": int, "last_acc": float, "best_epoch": int, "best_acc": float}  # of summary.json
 LAST, PREVIOUS, LOCK = "last.pth", "last.prev.pth", ".lock"
