@@ -20,8 +20,9 @@ from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", type=options.network, help="default: that of the --test_only FILE, else resnet110")
+    parser = options.Parser(__doc__)
+    default = "default: as in the --test_only file, else resnet110"
+    options.first(parser.add_argument("--model", type=options.network, help=f"the network that is trained; {default}"))
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
     options.add_run_options(parser, trial="0")
