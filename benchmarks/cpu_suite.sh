@@ -3,7 +3,7 @@
 # Variables: PEER=DIR, a RepDistiller checkout (required); OUT=save/speed; OPTIONS, more flags of step_time.py
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
-source "$(dirname "$0")/../scripts/setup.sh" requirements.txt
+source "$(dirname "$0")/../scripts/setup.sh" requirements.txt -- "$@"
 
 OUT=${OUT:-save/speed}
 read -ra options <<<"${OPTIONS:-}"
