@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--pair",
         default="resnet32x4:resnet8x4",
         metavar="TEACHER:STUDENT",
-        help="networks of the teacher and of the student",
+        help="the networks",
     )
     add("--data_folder", help="images as train/<class>/* and val/<class>/*; left out, noise")
     add("--images", type=options.count, default=1200, help="of the training set")

@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[("resnet32x4", "resnet8x4")],
         metavar="TEACHER:STUDENT",
-        help="networks of the teacher and of the student",
+        help="the networks",
     )
     add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
     add(

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -43,10 +44,19 @@ def first(action: argparse.Action) -> argparse.Action:
 
 
 class Shown(argparse.HelpFormatter):
-    """Every meaning with its default, where it does not say that itself; a value is called by the flag's last word."""
+    """Every meaning with its default, where it does not say that itself; a value is called by the flag's last word.
+
+    Links are not broken.
+    """
 
     def __init__(self, prog: str, **settings: Any) -> None:
         super().__init__(prog, max_help_position=30, **settings)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.indent("\n".join(self._split_lines(text, width - len(indent))), indent)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         value, meaning = action.default, action.help or ""
@@ -81,7 +91,7 @@ class BriefParser(OneLineParser):
         self.example, self.rest = example, rest
         shown = {"dest": "help", "action": Help, "nargs": 0}
         brief, every = (lambda self, _: self.format_help()), (lambda self, _: self.format_help(everything=True))
-        first(self.add_argument("-h", "--help", text=brief, help="what matters first, as here", **shown))
+        first(self.add_argument("-h", "--help", text=brief, help="what matters first", **shown))
         first(self.add_argument("--help_all", text=every, help="all options", **shown))
 
     def format_help(self, everything: bool = False) -> str:
