@@ -63,7 +63,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="learning rate of an initialisation; default: as published, else that of the training",
     )  # fmt: skip
     group.add_argument(
-        "--init_lr_decay_epochs", type=options.epoch_list, help="it falls after these epochs; default: as published"
+        "--init_lr_decay_epochs",
+        type=options.epoch_list,
+        help="its rate falls after these epochs; default: as published",
     )
     group.add_argument(
         "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"

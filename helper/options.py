@@ -274,7 +274,9 @@ def add_run_options(parser: Parser, trial: str) -> None:
     )
     first(group.add_argument("--run_name", help="name of the run's folder; default: made of the options"))
     first(group.add_argument("--save_folder", default="./save", help="folder of all runs"))
-    group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
+    group.add_argument(
+        "--resume", choices=["auto", "never"], default="auto", help="auto: a broken run goes on; never: afresh"
+    )
     first(
         group.add_argument(
             "--test_only", metavar="FILE", nargs="?", const="", help="only validate FILE, or the run's last.pth"
@@ -296,7 +298,7 @@ def add_run_options(parser: Parser, trial: str) -> None:
     )
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
-    group.add_argument("--save_predictions", action="store_true", help="the last weights', for each test sample")
+    group.add_argument("--save_predictions", action="store_true", help="save the last weights' for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
     group.add_argument("--save_steps", type=whole, default=0, help="steps between two last.pth in an epoch; 0: none")
 
@@ -334,12 +336,9 @@ def add_teacher_options(parser: Parser) -> None:
         "--teacher_ahead", type=count, metavar="N", help="ask for about N batches at once; default: 1, on a GPU 8"
     )
     group.add_argument("--cache_teacher", metavar="DIR", help="keep logits and pooled features of each view there")
-    group.add_argument("--cache_gb", type=above_zero, help="gigabytes that this run may keep there; default: 16")
-    group.add_argument(
-        "--cache_dtype",
-        choices=["float32", "bf16", "fp16"],
-        help="type in which they are kept; default: float32",
-    )
+    group.add_argument("--cache_gb", type=above_zero, help="gigabytes of --cache_teacher for this run; default: 16")
+    kept_as = "type that --cache_teacher keeps; default: float32"
+    group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help=kept_as)
 
 
 def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.device) -> None:
@@ -362,7 +361,7 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
         "--opt", choices=optimizers.OPTIMIZERS, default="sgd", help="optimiser; lamb: timm's, needs the package timm"
     )
     rates = f"default: 0.05 or the network's own, without sgd {optimizers.RATE}"
-    first(group.add_argument("--learning_rate", type=above_zero, help=f"at the start; {rates}"))
+    first(group.add_argument("--learning_rate", type=above_zero, help=f"learning rate; {rates}"))
     group.add_argument("--sched", choices=["step", "cosine"], default="step", help="how the rate falls, by the epoch")
     first(
         group.add_argument(
@@ -375,7 +374,9 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
         "--warmup_epochs", type=whole, default=0, metavar="N",
         help="epochs in which the rate rises evenly; they are part of the schedule (timm's default, no warmup_prefix)",
     )  # fmt: skip
-    group.add_argument("--warmup_lr", type=weight, metavar="LR", help="rate of the first of these; default: 1e-05")
+    group.add_argument(
+        "--warmup_lr", type=weight, metavar="LR", help="rate of the first of --warmup_epochs; default: 1e-05"
+    )
     first(group.add_argument("--weight_decay", type=weight, default=5e-4, help="the optimiser's, of all weights"))
     group.add_argument("--momentum", type=share, default=0.9, help="momentum of sgd")
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
