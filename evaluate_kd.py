@@ -12,7 +12,7 @@ import importlib.util
 import io
 import json
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,9 @@ import dataset
 import train_student
 import train_teacher
 from helper import checkpoint, options
+from helper.options import first
 from helper.run import parsed
-from helper.util import OneLineParser, UserError, command
+from helper.util import UserError, command
 
 KD = "-r 0.5 -a 0.5 --kd_T 5"  # lambda and temperature there
 SINGLE = {  # modes of one run
@@ -41,29 +42,40 @@ MODES = "nokd kd allkd kdparam triplet multikd uda takd ab oh rkd pkd sfd".split
 
 
 def parse(argv: list[str] | None) -> tuple[Namespace, list[str]]:
-    parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--mode", nargs="+", type=str.lower, choices=[*MODES, "fd"], default=["nokd", "kd"], help="fd: sfd")
-    add("--teacher", type=options.network, default="resnet26")
-    add("--student", type=options.network, default="resnet8")
-    add("--teacher-checkpoint", metavar="FILE", help="left out, the teacher is trained first")
-    add("--dataset", type=options.known(dataset.find_dataset), default="cifar10")
-    add("--epochs", type=options.count, default=100, help="of every network")
-    add("--batch-size", "--batch_size", type=options.count, default=128)
-    add("--learning-rate", "--learning_rate", type=options.above_zero, default=0.1)
-    add("--momentum", type=options.above_zero, default=0.9, help="Nesterov's")
-    add("--weight-decay", "--weight_decay", type=options.weight, default=5e-4)
-    add("--optimizer", choices=["sgd"], default="sgd")
-    schedules = {"multisteplr": "x 0.1 at 33 and 66 %%", "steplr": "x 0.1 every 50 epochs", "constant": ""}
-    add("--scheduler", choices=schedules, default="multisteplr", help=", ".join(filter(None, schedules.values())))
-    add("--results-dir", default="./save/evaluate_kd", help="runs and tables go to its folder of the data set")
-    add("-t", "--trial", type=options.whole, default=1, help="number of this repetition, and its seed")
+    passed_on = "Flags of train_student.py on data, training and runs are passed on: train_student.py --help_all."
+    parser = options.BriefParser(__doc__, passed_on)
+    add = parser.add_argument_group("what is trained").add_argument
+    modes = f"{', '.join(MODES)}; or fd: sfd"
+    any_of = {"type": str.lower, "choices": [*MODES, "fd"], "metavar": "MODE"}
+    first(add("--mode", nargs="+", default=["nokd", "kd"], **any_of, help=modes))
+    first(add("--teacher", type=options.network, default="resnet26", help="the teacher's network"))
+    first(add("--student", type=options.network, default="resnet8", help="the student's network"))
+    first(add("--teacher-checkpoint", metavar="FILE", help="left out, the teacher is trained first"))
+    add = parser.add_argument_group("training").add_argument
+    data_set = "data set, as --dataset of train_student.py"
+    first(add("--dataset", type=options.known(dataset.find_dataset), default="cifar10", help=data_set))
+    first(add("--epochs", type=options.count, default=100, help="epochs of every network"))
+    first(add("--batch-size", "--batch_size", type=options.count, default=128, help="images of a step"))
+    rate = "learning rate of the first epoch"
+    first(add("--learning-rate", "--learning_rate", type=options.above_zero, default=0.1, help=rate))
+    add("--momentum", type=options.above_zero, default=0.9, help="Nesterov's momentum")
+    add("--weight-decay", "--weight_decay", type=options.weight, default=5e-4, help="the optimiser's, of all weights")
+    add("--optimizer", choices=["sgd"], default="sgd", help="there is no other")
+    schedules = {"multisteplr": "x 0.1 at 33 and 66 %%", "steplr": "x 0.1 every 50 epochs", "constant": "as it is"}
+    rates = "; ".join(f"{name}: {fall}" for name, fall in schedules.items())
+    first(add("--scheduler", choices=schedules, default="multisteplr", help=f"how the rate falls; {rates}"))
+    add = parser.add_argument_group("run").add_argument
+    first(add("--results-dir", default="./save/evaluate_kd", help="runs and tables go to its folder of the data set"))
+    first(add("-t", "--trial", type=options.whole, default=1, help="number of this repetition, and its seed"))
+    add = parser.add_argument_group("modes that train several").add_argument
     allkd = "resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56".split()
-    add("--allkd-teachers", nargs="+", type=options.network, default=allkd)
-    add("--kdparam-temperatures", nargs="+", type=options.above_zero, default=[1, 5, 10, 15, 20])
-    add("--kdparam-alphas", nargs="+", type=options.share, default=[0.1, 0.4, 0.5, 0.7, 1], help="shares of KD's term")
-    add("--multikd-teachers", nargs="+", type=options.network, default=["wrn_22_4"], help="beside --teacher")
-    add("--takd-assistants", nargs="+", type=options.network, default=["resnet20"], help="from the teacher down")
+    add("--allkd-teachers", nargs="+", type=options.network, default=allkd, help="allkd: a student of each")
+    temperatures, alphas = "kdparam: temperatures of KD", "kdparam: shares of KD's term"
+    add("--kdparam-temperatures", nargs="+", type=options.above_zero, default=[1, 5, 10, 15, 20], help=temperatures)
+    add("--kdparam-alphas", nargs="+", type=options.share, default=[0.1, 0.4, 0.5, 0.7, 1], help=alphas)
+    add("--multikd-teachers", nargs="+", type=options.network, default=["wrn_22_4"], help="multikd: beside --teacher")
+    assistants = "takd: from the teacher down"
+    add("--takd-assistants", nargs="+", type=options.network, default=["resnet20"], help=assistants)
     opt, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     opt.mode = list(dict.fromkeys("sfd" if mode == "fd" else mode for mode in opt.mode))
     for flag in {argument.split("=")[0] for argument in rest} & {"--run_name", "--save_folder", "--model", "--config"}:

@@ -14,7 +14,7 @@ from torch import nn
 import crd  # noqa: F401  registers its methods
 import dataset
 import models
-from distiller_zoo import KD, Pair, chosen, find_method, method_names, method_options
+from distiller_zoo import KD, Pair, chosen, find_method, method_meanings, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
 from helper import checkpoint, export, networks, options, parallel, schedules, sweep
@@ -28,43 +28,54 @@ from helper.util import UserError, command, mendable, seed_everything
 from helper.validation import test
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
+MEANINGS = {name: method_meanings(find_method(name)) for name in method_names()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__.splitlines()[0])
+    parser = options.Parser(__doc__, "Those of a method: --help_method crd.")
+    how = {"dest": "help", "action": options.Help, "text": lambda _, names: chosen.described(names, METHOD_OPTIONS)}
+    how |= {"type": options.names_of(find_method), "nargs": "?", "metavar": "NAMES"}
+    options.first(parser.add_argument("--help_method", **how, help="options and source of methods; alone: all names"))
     group = parser.add_argument_group("distillation")
-    group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints")
+    options.first(group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints"))
     group.add_argument(
         "--model_t", "--teacher_name", type=options.network, nargs="+",
-        help="default: as the checkpoint or its folder's name says",
+        help="the teachers' networks; default: as the checkpoint or its folder's name says",
     )  # fmt: skip
     group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
-    group.add_argument(
-        "--model_s", "--student_name", type=options.network,
-        help="default: that of the --test_only FILE or of --path_s, else resnet8",
-    )  # fmt: skip
+    model_s = "the student's network; default: as in its file, else resnet8"
+    options.first(group.add_argument("--model_s", "--student_name", type=options.network, help=model_s))
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument("--pretrained_s", action="store_true", help="the student starts from its published weights")
     group.add_argument("--new_head", action="store_true", help="with a new classifier in the place of that of --path_s")
-    group.add_argument(
-        "--distill", "--kd_method", type=options.names_of(find_method), default="kd", help=", ".join(method_names())
-    )
-    group.add_argument("-r", "--gamma", type=options.weight, help="weight of the cross entropy; default: as published")
-    group.add_argument("-a", "--alpha", type=options.weight, help="weight of KD; default: as published")
-    group.add_argument("-b", "--beta", type=options.weight_list, help="weight of each method; default: as published")
+    names, methods = options.names_of(find_method), "method, or several as crd,at; --help_method lists all"
+    options.first(group.add_argument("--distill", "--kd_method", type=names, default="kd", help=methods))
+    of_ce, of_kd = "weight of the cross entropy; default: as published", "weight of KD; default: as published"
+    of_methods = "weight of each method, as 0.8,1000; default: as published"
+    options.first(group.add_argument("-r", "--gamma", type=options.weight, help=of_ce))
+    options.first(group.add_argument("-a", "--alpha", type=options.weight, help=of_kd))
+    options.first(group.add_argument("-b", "--beta", type=options.weight_list, help=of_methods))
     group.add_argument(
         "--weights", choices=["paper", "default"], default="paper",
         help="paper: what is left out is as published for the pair (configs/cifar100_pairs.csv), else the method's own",
     )  # fmt: skip
-    group.add_argument("--init_epochs", type=options.whole, help="of an initialisation; default: as published")
+    group.add_argument("--init_epochs", type=options.whole, help="epochs of an initialisation; default: as published")
     group.add_argument(
-        "--init_learning_rate", type=options.above_zero, help="default: as published, else the learning rate"
+        "--init_learning_rate", type=options.above_zero,
+        help="learning rate of an initialisation; default: as published, else that of the training",
+    )  # fmt: skip
+    group.add_argument(
+        "--init_lr_decay_epochs",
+        type=options.epoch_list,
+        help="its rate falls after these epochs; default: as published",
     )
-    group.add_argument("--init_lr_decay_epochs", type=options.epoch_list, help="default: as published")
     group.add_argument(
         "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"
     )
-    group.add_argument("--dot", type=options.share, metavar="DELTA", help="momenta for labels and for teachers")
+    group.add_argument(
+        "--dot", type=options.share, metavar="DELTA",
+        help="DOT: the momentum is DELTA less for the labels' gradient, and DELTA more for the others'",
+    )  # fmt: skip
     group.add_argument(
         "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
     )
@@ -74,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--mcl_tau", type=options.share, help="--ema, by the name that its paper gives it")
     group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
-    options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"})
+    options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"}, MEANINGS)
     sweep.add_options(parser)
     options.add_teacher_options(parser)
     options.add_data_options(parser)

@@ -21,8 +21,9 @@ from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", type=options.network, help="default: that of the --test_only FILE, else resnet110")
+    parser = options.Parser(__doc__)
+    default = "default: as in the --test_only file, else resnet110"
+    options.first(parser.add_argument("--model", type=options.network, help=f"the network that is trained; {default}"))
     parser.add_argument("--pretrained", action="store_true", help="starts from the network's published weights")
     parser.add_argument("--initial_checkpoint", metavar="FILE", help="starts from these weights")
     parser.add_argument("--new_head", action="store_true", help="with a new classifier in the place of the file's")

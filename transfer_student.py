@@ -24,16 +24,13 @@ from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__.splitlines()[0])
-    group = parser.add_argument_group("probe")
-    group.add_argument("--path_s", metavar="FILE", required=True, help="checkpoint of the network that is probed")
-    group.add_argument("--model_s", type=options.network, help="default: as the checkpoint or its folder's name says")
-    group.add_argument(
-        "--probe_bn",
-        choices=["eval", "train"],
-        default="eval",
-        help="eval: the frozen network stays as it is; train: its BatchNorm statistics drift, as published",
-    )
+    parser = options.Parser(__doc__)
+    add = parser.add_argument_group("probe").add_argument
+    model_s = "its network; default: as the checkpoint or its folder's name says"
+    bn = "eval: the frozen network stays as it is; train: its BatchNorm statistics drift, as published"
+    options.first(add("--path_s", metavar="FILE", required=True, help="checkpoint of the probed network; required"))
+    options.first(add("--model_s", type=options.network, help=model_s))
+    options.first(add("--probe_bn", choices=["eval", "train"], default="eval", help=bn))
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=120, decay="30,60,90")

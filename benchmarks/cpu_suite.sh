@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The CPU tables of results/speed in about an hour on 2 cores, which nothing else may use meanwhile.
-# Variables: PEER=DIR, a RepDistiller checkout (required); OUT=save/speed; OPTIONS, more flags of step_time.py
+# Variables: PEER=DIR, a RepDistiller checkout (required); OUT=save/speed; OPTIONS=, more flags of step_time.py
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
-source "$(dirname "$0")/../scripts/setup.sh" requirements.txt
+source "$(dirname "$0")/../scripts/setup.sh" requirements.txt -- "$@"
 
 OUT=${OUT:-save/speed}
 read -ra options <<<"${OPTIONS:-}"

@@ -35,15 +35,20 @@ RESUMED = "kd; crd -a 1; at; sskd --init_epochs 1"
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = util.OneLineParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--device", default="cuda")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is checked")
+    add("--device", default="cuda", help="cpu, cuda, cuda:1, ...")
     add("--methods", type=options.names_of(find_method), default=method_names(), help="of `recorded`; default: all")
-    add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
+    add(
+        "--pair",
+        default="resnet32x4:resnet8x4",
+        metavar="TEACHER:STUDENT",
+        help="the networks",
+    )
     add("--data_folder", help="images as train/<class>/* and val/<class>/*; left out, noise")
     add("--images", type=options.count, default=1200, help="of the training set")
-    add("--batch_size", type=options.count, default=64)
+    add("--batch_size", type=options.count, default=64, help="images of a step")
     add("--options", default="", help="more options of the scripts, in one string")
-    add("--out", type=Path, default=Path("save/gpu_check"))
+    add("--out", type=Path, default=Path("save/gpu_check"), help="folder of the results")
     return parser.parse_args(argv)
 
 

@@ -15,7 +15,7 @@
 #   CHECK_OPTIONS=  STEP_OPTIONS=   more flags of gpu_check.py and step_time.py
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
-source "$(dirname "$0")/../scripts/setup.sh" requirements.txt
+source "$(dirname "$0")/../scripts/setup.sh" requirements.txt -- "$@"
 SECONDS=0
 
 RESULTS=${RESULTS:-save/gpu_suite}

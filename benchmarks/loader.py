@@ -34,14 +34,14 @@ SETS = ["folder", "imagenet", "tinyimagenet"]  # whose train/ is as ImageFolder 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = util.OneLineParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--dataset", choices=SETS, default="tinyimagenet")
-    add("--data_folder", default="./data")
+    add("--dataset", choices=SETS, default="tinyimagenet", help="data set that is read")
+    add("--data_folder", default="./data", help="where the data set is")
     add("--image_size", type=options.count, help="pixels; default: the data set's own")
     add("--images", type=options.count, help="of the training set; default: all")
-    add("--batch_size", type=options.number(int, 2), default=64)
+    add("--batch_size", type=options.number(int, 2), default=64, help="images of a step")
     add("--num_workers", type=options.count, default=os.cpu_count(), help="of each loader")
-    add("--device", default="cpu")
-    add("--repeats", type=options.count, default=5)
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--repeats", type=options.count, default=5, help="how many times each is timed")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
 

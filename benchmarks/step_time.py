@@ -42,22 +42,29 @@ def pair(text: str) -> tuple[str, str]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = util.OneLineParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--pair", type=pair, nargs="+", default=[("resnet32x4", "resnet8x4")], metavar="TEACHER:STUDENT")
+    add(
+        "--pair",
+        type=pair,
+        nargs="+",
+        default=[("resnet32x4", "resnet8x4")],
+        metavar="TEACHER:STUDENT",
+        help="the networks",
+    )
     add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
     add(
         "--sweep", metavar="ITEMS", help="students that are trained at once, as train_student.py has them: one more row"
     )
-    add("--batch_size", type=options.number(int, 2), default=64)
-    add("--device", default="cpu")
+    add("--batch_size", type=options.number(int, 2), default=64, help="images of a step")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--amp", choices=["off", "bf16", "fp16"], nargs="+", default=["off"], help="several: of ours, in turn")
-    add("--compile", action="store_true")
+    add("--compile", action="store_true", help="torch.compile the networks")
     add("--images", type=options.count, default=1600, help="of the training set")
     add("--bank", type=options.whole, default=0, help="rows of the memory banks; 0: a row an image")
     add("--threads", type=options.count, default=os.cpu_count(), help="of each process")
     add("--options", default="", help="more options of train_student.py, in one string")
     add("--peer", type=Path, metavar="DIR", help="a RepDistiller checkout to time in turn with ours")
     add("--peer_workers", type=options.whole, default=2, help="processes that load its data")
-    add("--repeats", type=options.count, default=5)
+    add("--repeats", type=options.count, default=5, help="how many times each is timed")
     add("--warm_up", type=options.count, default=1, help="steps of each sample that do not count")
     add("--steps", type=options.count, default=1000, help="of each sample, at most")
     add("--seconds", type=options.above_zero, default=2.0, help="of each sample, at most but for one step")
@@ -66,7 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--start_together", action="store_true", help="start these at once: quicker, but first steps are not to compare"
     )
-    add("--out", type=Path, default=Path("save/speed"))
+    add("--out", type=Path, default=Path("save/speed"), help="folder of the results")
     opt = parser.parse_args(argv)
     if opt.peer and opt.images % 100:
         parser.error(f"--images {opt.images}: RepDistiller needs equally many of each of 100 classes")

@@ -25,7 +25,11 @@ class CRD(Distiller, name="crd"):
     """Each network's embedding must find its own sample in the other network's memory among nce_k other classes'.
 
     Noise-contrastive estimation on pooled features. Raises ValueError where labels hold a single class (momentum).
-    enqueue: where "before", a sample's own teacher embedding is also among the negatives, as in the authors' code.
+    feat_dim: width of the embeddings. nce_k: negatives of a sample, or the queue's length. nce_t: temperature of the
+    scores. nce_m: share of the old embedding that a memory keeps. mode: the positive is the sample itself (`exact`) or
+    any of its class (`relax`). memory_type: `momentum`, a bank of every sample, or `queue`, the last embeddings.
+    enqueue: with a queue, the batch joins it `after` the loss or `before`, so that a sample's own teacher embedding is
+    also among the negatives, as in the authors' code.
     """
 
     weights = (1.0, 0.0, 0.8)

@@ -15,7 +15,8 @@ class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
     """Cross entropy, in which the student's own probabilities of the epoch before take more and more of the label's
     place: up to the share pskd_alpha in the last epoch. No teacher.
 
-    Keeps a probability for each training sample and class.
+    pskd_alpha: share of the student's own probabilities in the last epoch. Keeps a probability for each training sample
+    and class.
     """
 
     weights = (0.0, 0.0, 1.0)

@@ -22,6 +22,12 @@ from .negatives import Negatives
 class RRD(Distiller, name="rrd", aliases=("rcd",)):
     """Cross entropy between teacher's and student's softmax similarities to remembered teacher embeddings.
 
+    feat_dim: width of the embeddings. nce_k: embeddings that are remembered, or the candidates of a sample (momentum).
+    nce_t_s: temperature of the student's similarities. nce_t_t: temperature of the teacher's similarities. nce_t:
+    temperature of CRD's scores (momentum). nce_m: share of the old embedding that a memory keeps (momentum).
+    memory_type: `queue`, the last embeddings, or `momentum`. enqueue: with a queue, the batch joins it `after` the loss
+    or `before`.
+
     The teacher's side is detached: embed_t stays a random projection. `memory_type momentum` compares CRD's scores
     over CRD's candidates; as published it softens scores that are already exponentials divided by Z, and at real
     sizes its gradient vanishes. Raises ValueError where labels hold a single class (momentum).

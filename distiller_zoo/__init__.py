@@ -8,6 +8,7 @@ from .base import Distiller as Distiller
 from .base import Output as Output
 from .base import Pair as Pair
 from .base import find_method as find_method
+from .base import method_meanings as method_meanings
 from .base import method_names as method_names
 from .base import method_options as method_options
 from .catkd import CATKD as CATKD

@@ -12,7 +12,10 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 
 class AB(Distiller, name="ab", aliases=("abound",)):
-    """Pushes student pre-activations beyond a margin on the teacher's side of zero, before training proper."""
+    """Pushes student pre-activations beyond a margin on the teacher's side of zero, before training proper.
+
+    ab_margin: the margin, how far from zero.
+    """
 
     weights = (1.0, 0.0, 0.0)
     reads = ("preacts",)

@@ -16,8 +16,8 @@ from .base import Batch, Distiller, Output, Pair, Power, Range
 class AT(Distiller, name="at", aliases=("attention",)):
     """Compares maps of where a stage is active: channels raised to at_p and averaged, unit length per sample.
 
-    Sum over the stages, the stem too with at_stem, or over the at_last deepest maps of these (0: all). Raises
-    ValueError where the networks do not return that many.
+    Sum over the stages. at_p: power to which the channels are raised. at_stem: the stem's map counts too. at_last: only
+    so many of the deepest maps count; 0: all. Raises ValueError where the networks do not return that many.
     """
 
     weights = (1.0, 0.0, 1000.0)

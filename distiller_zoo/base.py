@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import operator
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
@@ -26,6 +27,7 @@ __all__ = [
     "Weight",
     "Width",
     "find_method",
+    "method_meanings",
     "method_names",
     "method_options",
 ]
@@ -83,8 +85,9 @@ class Distiller(nn.Module):
     """Base of the methods: `class SP(Distiller, name="sp", aliases=("similarity",))` becomes `--distill sp`.
 
     Keyword-only arguments of a subclass's __init__ become flags of that method; their annotations (int, float, str,
-    bool, Literal[...], Annotated[float, Range(...)]) and defaults are the flags'. Building the method raises ValueError
-    for a value that its annotation excludes. Parameters train with the student's, buffers are saved with it.
+    bool, Literal[...], Annotated[float, Range(...)]) and defaults are the flags', and `key: meaning.` in the docstring
+    is their help. Building the method raises ValueError for a value that its annotation excludes. Parameters train with
+    the student's, buffers are saved with it.
     """
 
     name: ClassVar[str]
@@ -194,6 +197,23 @@ def method_options(cls: type[Distiller]) -> dict[str, inspect.Parameter]:
     """The keyword-only arguments of a method, which are its flags."""
     parameters = inspect.signature(cls.__init__, eval_str=True).parameters
     return {p.name: p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def method_meanings(cls: type[Distiller]) -> dict[str, str]:
+    """What the docstrings of a method and its bases say of its options, which --help_method shows.
+
+    They say it as `key: meaning.`, or `key, other: meaning.` of several. A meaning ends with its sentence, at the next
+    such key, or at a blank line.
+    """
+    names = "|".join(map(re.escape, method_options(cls))) or "(?!)"
+    key = rf"(?<![\w-])(?:(?:{names})(?:, |(?=: )))+: "
+    found = {}
+    for base in reversed(cls.__mro__):
+        for paragraph in re.split(r"\n\s*\n", base.__dict__.get("__doc__") or ""):
+            text = " ".join(paragraph.split())
+            for keys, meaning in re.findall(rf"({key})(.+?)(?=\.(?: |$)|[,;]? {key}|$)", text):
+                found |= dict.fromkeys(keys[:-2].split(", "), meaning)
+    return found
 
 
 def check(key: str, value: Any, annotation: Any) -> None:

@@ -15,8 +15,9 @@ from .base import Batch, Distiller, Output, Pair, Width
 class CATKD(Distiller, name="catkd", aliases=("cat_kd",)):
     """Mean squared error between the networks' class activation maps, averaged over catkd_size squared cells.
 
-    catkd_normalise: each class's map has unit length. Weights of -b: 15 (resnet8x4), 0.7 (resnet20), 1.8 (resnet32),
-    4.5 (vgg8); normalised 15 and 40 (MobileNetV2), and with 4x4 cells 600 (ShuffleNets).
+    catkd_size: cells of a map along each side. catkd_normalise: each class's map has unit length. Weights of -b: 15
+    (resnet8x4), 0.7 (resnet20), 1.8 (resnet32), 4.5 (vgg8); normalised 15 and 40 (MobileNetV2), and with 4x4 cells 600
+    (ShuffleNets).
     """
 
     weights = (1.0, 0.0, 15.0)

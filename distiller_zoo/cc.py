@@ -18,8 +18,9 @@ from .base import Batch, Distiller, Output, Pair, Range, Width
 class CC(Distiller, name="cc", aliases=("correlation",)):
     """Mean over neighbours of |e_s - e_t| . |e_s - e_t|', with linear embeddings e of the pooled features.
 
-    cc_kernel: norm of the difference of the networks' kernels between all samples, over their number squared.
-    cc_gamma, cc_order: of the Gaussian kernel exp(-gamma |x - y|^2) and of its expansion. The weight is for `none`.
+    feat_dim: width of the embeddings. cc_kernel: `none`, or the loss is the norm of the difference of the networks'
+    kernels between all samples, over their number squared. cc_gamma: the factor in the Gaussian kernel exp(-gamma |x -
+    y|^2). cc_order: the highest power in the Gaussian kernel's expansion. The weight is for `none`.
     """
 
     weights = (1.0, 0.0, 0.02)

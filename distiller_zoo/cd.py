@@ -21,7 +21,7 @@ def log_relations(h: Tensor) -> Tensor:
 class CD(Distiller, name="cd"):
     """KL from the teacher's to the student's relations of pooled features, of any widths.
 
-    A sum over the batch as in the authors' code, so its weight grows with the batch; `cd_reduce mean` averages.
+    cd_reduce: the `sum` over the batch as in the authors' code, so that its weight grows with the batch, or the `mean`.
     """
 
     weights = (0.1, 0.0, 10.0)

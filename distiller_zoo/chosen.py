@@ -4,14 +4,17 @@ import argparse
 import csv
 import functools
 import inspect
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from helper import options
 from helper.teachers import named_teachers
-from helper.util import UserError, mendable
+from helper.util import OneLineParser, UserError, mendable
 
-from .base import Distiller, find_method
+from .base import Distiller, find_method, method_meanings
 from .dot import DOT
 from .kd import KD
 
@@ -55,6 +58,31 @@ def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
     if said:
         pair = f"{names[1]} > {opt.model_s}"
         print(f"weights of {name} for {pair}: {' '.join(said)} ({PAIRS.parent.name}/{PAIRS.name})")
+
+
+def described(names: list[str] | None, flags: Flags) -> str:
+    """What --help_method says of these methods: source, loss, weights and options; None: the names of all `flags`."""
+    if names is None:
+        return "\n".join(textwrap.wrap(", ".join(flags), shutil.get_terminal_size().columns - 2)) + "\n"
+    texts = []
+    for cls in map(find_method, names):
+        source, loss = ((doc or "").split("\n\n")[0] for doc in (sys.modules[cls.__module__].__doc__, cls.__doc__))
+        weights = "Default weights: -r {:g} -a {:g} -b {:g}".format(*cls.weights)
+        if any(row[0] == cls.name for row in published_pairs()):
+            weights += f", or those of the pair of networks in {PAIRS.parent.name}/{PAIRS.name}"
+        keywords = {key: parameter.default for key, parameter in flags[cls.name].items()}
+        taught = cls.weights[1] or cls.init_loss or (cls.weights[2] and cls.needs_teacher(keywords))
+        teacher = "With these it needs a teacher (--path_t)." if taught else "With these it needs no teacher."
+        parser = OneLineParser(add_help=False)
+        options.add_method_options(parser, {cls.name: flags[cls.name]}, meanings={cls.name: method_meanings(cls)})
+        formatter = options.Shown("")
+        for text in (f"{', '.join([cls.name, *cls.aliases])}: {source}", loss, f"{weights}. {teacher}"):
+            formatter.add_text(text)
+        formatter.start_section(f"options of {cls.name}")
+        formatter.add_arguments(parser._actions)
+        formatter.end_section()
+        texts.append(formatter.format_help())
+    return "\n".join(texts)
 
 
 def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:

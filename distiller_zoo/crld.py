@@ -21,8 +21,9 @@ from .kd import kd_each
 class CRLD(Distiller, name="crld"):
     """KD within the weak and the strong view of a sample (crld_within), and from each to the other (crld_across).
 
-    Counted where the teacher is sure: of the weak view by 0.9, across by 0.2 of the strong one. Both views are
-    labelled, and -r is the weight of their mean.
+    crld_within: weight of KD within a view. crld_across: weight of KD from one view to the other. crld_T: temperature
+    of both networks' probabilities. Counted where the teacher is sure: of the weak view by 0.9, across by 0.2 of the
+    strong one. Both views are labelled, and -r is the weight of their mean.
     """
 
     weights = (2.0, 0.0, 1.0)

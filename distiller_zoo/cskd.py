@@ -46,7 +46,7 @@ class Partners(Views):
 class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
     """The student's softened prediction of a sample shall be the one that it makes of another of the class; no teacher.
 
-    -b 3 is published for fine-grained classes.
+    cskd_T: temperature of both predictions. -b 3 is published for fine-grained classes.
     """
 
     weights = (1.0, 0.0, 1.0)

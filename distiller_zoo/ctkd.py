@@ -16,7 +16,8 @@ from .kd import kd_each
 class CTKD(Distiller, name="ctkd"):
     """KD at a temperature that learns to make the loss larger, at first not at all, after ctkd_epochs in full.
 
-    The temperature lies between ctkd_start and ctkd_start + ctkd_range. ctkd_lr: its learning rate over the run's.
+    ctkd_start: the lowest temperature. ctkd_range: how far the highest temperature lies above the lowest. ctkd_epochs:
+    epochs until the temperature learns in full. ctkd_lr: the temperature's learning rate over the run's.
     """
 
     weights = (0.1, 0.0, 0.9)

@@ -18,7 +18,11 @@ def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
 
 class DIST(Distiller, name="dist"):
     """Probabilities shall correlate with the teacher's: over the classes of each sample (dist_beta), and over the
-    samples of each class (dist_gamma)."""
+    samples of each class (dist_gamma).
+
+    dist_beta: weight of the correlation over the classes. dist_gamma: weight of the correlation over the samples.
+    dist_T: temperature of the probabilities.
+    """
 
     weights = (1.0, 0.0, 2.0)
     reads = ()

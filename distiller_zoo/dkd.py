@@ -30,7 +30,11 @@ def decoupled(z_s: Tensor, z_t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 class DKD(Distiller, name="dkd"):
-    """KD in two parts with weights of their own: the label's probability (dkd_alpha), and the others' (dkd_beta)."""
+    """KD in two parts with weights of their own: the label's probability (dkd_alpha), and the others' (dkd_beta).
+
+    dkd_alpha: weight of the label's part. dkd_beta: weight of the other classes' part. dkd_T: temperature of both
+    networks' probabilities.
+    """
 
     weights = (1.0, 0.0, 1.0)
     one_label = True

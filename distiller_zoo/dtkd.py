@@ -15,7 +15,8 @@ from .kd import kd_each
 class DTKD(Distiller, name="dtkd"):
     """KD at each sample's own temperatures, higher for the network that is sharper (dtkd_alpha), beside KD (dtkd_beta).
 
-    Both have the base temperature dtkd_T. The authors take 1 and 0.5 for resnet20, where these differ.
+    dtkd_alpha: weight of KD at the samples' temperatures. dtkd_beta: weight of KD at the base temperature. dtkd_T: base
+    temperature. The authors take 1 and 0.5 for resnet20, where these differ.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -13,9 +13,10 @@ from .kd import KD
 class EAKD(Distiller, name="eakd"):
     """KD in which a sample weighs more the less certain teacher and student are of it, as with `--ea_weights`.
 
-    eakd_entropy_T: temperature of the entropies. eakd_bound: the entropy that counts as the largest; the authors' code
-    has 100 here, which leaves the student little say (the logarithm of the number of classes is the largest there is).
-    eakd_form dkd: in two parts as DKD, of weights 1 and eakd_beta; then -r 1 -b 1 --warm_up 20.
+    eakd_T: temperature of KD. eakd_entropy_T: temperature of the entropies. eakd_bound: the entropy that counts as the
+    largest; the authors' code has 100 here, which leaves the student little say (the logarithm of the number of classes
+    is the largest there is). eakd_form: `kd`, or `dkd`: in two parts as DKD, then -r 1 -b 1 --warm_up 20. eakd_beta: of
+    `dkd`, the weight of the other classes' part.
     """
 
     weights = (0.1, 0.0, 0.9)

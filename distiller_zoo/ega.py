@@ -14,8 +14,11 @@ from .cse_l2 import embedding
 
 class EGA(Distiller, name="ega"):
     """Correlations between the samples' features: the student's with the teacher's are the identity (ega_node), and
-    among themselves the student's are the teacher's (ega_edge). -b 1, ega_node 0.8 and ega_edge 0.3 or 0.24 are the
-    authors', for CLIP teachers; 1 and 0.3 are their loss's own.
+    among themselves the student's are the teacher's (ega_edge).
+
+    ega_node: weight of the correlations with the teacher's features. ega_edge: weight of the correlations among the
+    student's features. -b 1, ega_node 0.8 and ega_edge 0.3 or 0.24 are the authors', for CLIP teachers; 1 and 0.3 are
+    their loss's own.
     """
 
     weights = (1.0, 0.0, 1.0)

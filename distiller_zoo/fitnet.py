@@ -16,7 +16,8 @@ from .base import Batch, Distiller, Output, Pair, Range
 class FitNet(Distiller, name="fitnet", aliases=("hint",)):
     """Mean squared error between the regressed student map and the teacher's, both feats[hint_layer].
 
-    Raises ValueError where a network has no such map.
+    hint_layer: the map that is compared: 0 is the stem's, n that of stage n. Raises ValueError where a network has no
+    such map.
     """
 
     weights = (1.0, 0.0, 100.0)

@@ -28,7 +28,8 @@ def chain(conv: type[nn.Module], widths: list[int], norm: bool) -> nn.Sequential
 class FT(Distiller, name="ft", aliases=("factor",)):
     """A translator of the student's last map imitates the teacher's factor, which a pre-trained paraphraser gives.
 
-    ft_k: channels of a factor over those of the teacher's map. Raises ValueError where that leaves none.
+    ft_k: channels of a factor over those of the teacher's map. ft_p1: power of a factor, before its channels are
+    averaged. ft_p2: power of the differences. Raises ValueError where ft_k leaves no channel.
     """
 
     weights = (1.0, 0.0, 200.0)

@@ -19,7 +19,7 @@ from .ft import FT, Ratio
 class FTFlat(FT, name="ft_flat"):
     """As `ft`, but factors are flattened over channels and space to unit length before they are compared.
 
-    ft_flat_norm: l1 is the mean absolute difference of all elements, l2 the mean distance of the samples.
+    ft_flat_norm: `l1` is the mean absolute difference of all elements, `l2` the mean distance of the samples.
     """
 
     weights = (1.0, 0.0, 1000.0)

@@ -12,7 +12,10 @@ from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 class Hinton(Distiller, name="hinton"):
-    """T^2 times the cross entropy of the student under the teacher's softened probabilities, a mean over the batch."""
+    """T^2 times the cross entropy of the student under the teacher's softened probabilities, a mean over the batch.
+
+    kd_T: temperature of both networks' probabilities.
+    """
 
     weights = (0.5, 0.0, 0.5)
     reads = ()

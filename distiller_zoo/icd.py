@@ -14,8 +14,9 @@ class ICD(Distiller, name="icd", aliases=("dcd",)):
     """Each student embedding must find its own teacher embedding in the batch (contrast), and the similarities must
     read alike from both sides (consistency, weight icd_alpha).
 
-    The scale exp(tau), at most max_tau, is learned; `icd_trainable False` multiplies by nce_t instead, as the
-    authors' code does. The bias b cancels in both softmaxes: it never trains, and is kept as the authors have it.
+    feat_dim: width of the embeddings. icd_alpha: weight of the consistency. icd_trainable: the scale exp(tau) of the
+    similarities, at most max_tau, is learned. nce_t: the scale where none is learned, as in the authors' code. The bias
+    b cancels in both softmaxes: it never trains, and is kept as the authors have it.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -22,7 +22,9 @@ class ITRD(Distiller, name="itrd"):
     """Each pooled feature shall correlate with the teacher's over the batch (itrd_corr), and the samples shall be alike
     as they are to the teacher (itrd_mutual, an estimate of mutual information).
 
-    The defaults are the authors' command for WRN; their program's own are 0.05 and itrd_alpha 1.5.
+    itrd_corr: weight of the features' correlation. itrd_mutual: weight of the samples' mutual information. itrd_alpha:
+    power of each feature's distance from a correlation of 1. The defaults are the authors' command for WRN; their
+    program's own are 0.05 and itrd_alpha 1.5.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -30,7 +30,10 @@ def _elements(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
 
 
 class KD(Distiller, name="kd"):
-    """The loop's own KD term (alpha) is this loss, so the published weights leave beta at 0."""
+    """The loop's own KD term (alpha) is this loss, so the published weights leave beta at 0.
+
+    kd_T: temperature of both networks' probabilities.
+    """
 
     weights = (0.1, 0.9, 0.0)
     reads = ()

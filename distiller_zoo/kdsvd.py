@@ -16,8 +16,9 @@ from .base import Batch, Count, Distiller, Output, Pair
 class KDSVD(Distiller, name="kdsvd"):
     """Compares how the leading kdsvd_k patterns of each stage relate to the stage before.
 
-    A sample's matrix is [places, channels]; `kdsvd_rows` takes [channels * height, width] instead, as mdistiller
-    does. Raises ValueError where the second size differs between the networks, or there are fewer than two stages.
+    kdsvd_k: patterns of each stage. kdsvd_rows: a sample's matrix is [channels * height, width], as in mdistiller, in
+    the place of [places, channels]. Raises ValueError where the second size differs between the networks, or there are
+    fewer than two stages.
     """
 
     reads = ("feats",)

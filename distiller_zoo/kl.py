@@ -15,7 +15,10 @@ Classes = Annotated[int, Range(int, 2, 2**24, besides=0)]  # of a single one the
 
 
 class KL(Distiller, name="kl"):
-    """KD on the kl_k classes that the teacher holds likeliest for each sample; 0, or more than there are: all."""
+    """KD on the classes that the teacher holds likeliest for each sample.
+
+    kl_T: temperature of both networks' probabilities. kl_k: how many classes; 0, or more than there are: all.
+    """
 
     weights = (0.0, 0.0, 1.0)
     reads = ()

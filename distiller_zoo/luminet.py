@@ -18,7 +18,8 @@ def perceived(z: Tensor) -> Tensor:
 class LumiNet(Distiller, name="luminet"):
     """KD between logits that are standardised over the samples, class by class. The square of luminet_alpha weighs it.
 
-    The defaults are resnet8x4's; -r 1 --luminet_alpha 75 --luminet_T 8 is for wrn_40_1, 70 and 8 for vgg8.
+    luminet_alpha: square root of the loss's weight. luminet_T: temperature of both networks' probabilities. The
+    defaults are resnet8x4's; -r 1 --luminet_alpha 75 --luminet_T 8 is for wrn_40_1, 70 and 8 for vgg8.
     """
 
     weights = (2.0, 0.0, 1.0)

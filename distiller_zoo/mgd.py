@@ -15,8 +15,8 @@ from .draws import Draws
 class MGD(Distiller, name="mgd"):
     """From the student's last map, partly hidden, the teacher's is generated: squared error, a sum over each sample.
 
-    mgd_mask: hides whole channels (`cls`, classification) or positions (`det`, detection: mgd_share 0.65 -b 2e-5), each
-    with the probability mgd_share. The published weight is for ImageNet's maps.
+    mgd_mask: what is hidden: whole channels (`cls`, classification), or positions (`det`, detection: mgd_share 0.65 -b
+    2e-5). mgd_share: the probability that a channel or position is hidden. The published weight is for ImageNet's maps.
     """
 
     weights = (1.0, 0.0, 7e-5)

@@ -29,6 +29,7 @@ def most_confident(logits: Sequence[Tensor], labels: Tensor | None) -> Tensor:
 class MT(Distiller, name="mt", aliases=("multikd",)):
     """The mean of the teachers' KD losses, or KD from one of them for each sample.
 
+    mt_T: temperature of all probabilities.
     mt_choice: `mean`, or the teacher that gives the label (`most-conf`) or any class (`most-conf_u`, no labels needed)
     the highest probability.
     """

@@ -23,7 +23,8 @@ def other_part(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float) -> Tensor:
 class NKD(Distiller, name="nkd"):
     """The label's part is weighed by the teacher's confidence, the other classes are normalised among themselves.
 
-    The authors' settings are those of ImageNet; on CIFAR-100 they take nkd_T 3 and nkd_gamma 3.5.
+    nkd_gamma: weight of the other classes' part. nkd_T: temperature of the other classes' part. The authors' settings
+    are those of ImageNet; on CIFAR-100 they take nkd_T 3 and nkd_gamma 3.5.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -16,8 +16,9 @@ from .dkd import decoupled
 class NormKD(Distiller, name="normkd"):
     """KD in which each network's temperature is normkd_T times the deviation of the sample's logits.
 
-    normkd_form dkd: in two parts as DKD, with weights normkd_alpha and normkd_beta; the authors then take -r 1 -b 1 and
-    --warm_up 20.
+    normkd_T: temperature of a sample whose logits have deviation 1. normkd_form: `kd`, or `dkd`: in two parts as DKD;
+    the authors then take -r 1 -b 1 --warm_up 20. normkd_alpha: of `dkd`, the weight of the label's part. normkd_beta:
+    of `dkd`, the weight of the other classes' part.
     """
 
     weights = (0.1, 0.0, 0.9)

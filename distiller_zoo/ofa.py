@@ -42,7 +42,9 @@ def adaptive_target(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float, eps: flo
 class OFA(Distiller, name="ofa", aliases=("ofa_kd",)):
     """The teacher's logits are the target of the student's, and of classifiers that branch off its stages.
 
-    ofa_stages: `1,3`: the stages that have a branch; `all`. Raises ValueError for one that the student does not have.
+    ofa_stages: the student's stages that have a branch: `1,3`, or `all`. ofa_eps: power of 1 + the teacher's
+    probability of the label. ofa_T: temperature of all probabilities. Raises ValueError for a stage that the student
+    does not have.
     """
 
     weights = (1.0, 0.0, 1.0)

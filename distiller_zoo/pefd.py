@@ -15,7 +15,10 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 class PEFD(Distiller, name="pefd"):
     """The mean of several projectors, which differ in how they were initialised, points where the teacher's pooled
-    feature does: one minus the cosine."""
+    feature does: one minus the cosine.
+
+    pefd_projectors: number of projectors.
+    """
 
     weights = (1.0, 0.0, 25.0)
     reads = ()

@@ -34,7 +34,10 @@ def relations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RKD(Distiller, name="rkd"):
-    """Smooth-L1 between the networks' relations of pooled features; zero diagonals stay in the averages."""
+    """Smooth-L1 between the networks' relations of pooled features; zero diagonals stay in the averages.
+
+    rkd_distance: weight of the distances between two samples. rkd_angle: weight of the angles between three.
+    """
 
     weights = (1.0, 0.0, 1.0)
     reads = ()

@@ -23,8 +23,9 @@ class RLD(Distiller, name="rld"):
     that the teacher likes less than the label it shall follow the teacher (rld_beta): where the teacher errs, it is
     not followed.
 
-    rld_label_T: temperature of the first part, as in the authors' command; their program's own is 1. With
-    `--standardise` they take both temperatures 2 and -b 9.
+    rld_alpha: weight of the label's part. rld_beta: weight of the other classes' part. rld_T: temperature of the other
+    classes' part. rld_label_T: temperature of the label's part, as in the authors' command; their program's own is 1.
+    With `--standardise` they take both temperatures 2 and -b 9.
     """
 
     weights = (1.0, 0.0, 1.0)

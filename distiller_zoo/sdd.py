@@ -20,8 +20,9 @@ class SDD(Distiller, name="sdd"):
     """A logit loss between the networks' classifications of the whole map and of its regions; a region that the teacher
     gets right while it errs on the whole, or the reverse, counts twice.
 
-    sdd_cells: the map is cut into so many cells along each side. sdd_form: KD, DKD or NKD, whose second weight is
-    sdd_beta (-r 1 -b 1 --warm_up 20); `nkd_all` as the authors' code, which leaves the label among the other classes.
+    sdd_cells: the map is cut into so many cells along each side. sdd_form: loss of a region: KD, DKD or NKD (these with
+    -r 1 -b 1 --warm_up 20); `nkd_all` as the authors' code, which leaves the label among the other classes. sdd_beta:
+    the second weight of DKD and NKD. sdd_T: temperature of all regions' probabilities.
     """
 
     weights = (0.1, 0.0, 0.9)

@@ -28,7 +28,7 @@ def regressor(c_s: int, c_t: int) -> nn.Sequential:
 class SemCKD(Distiller, name="semckd"):
     """Every stage of the student imitates every stage of the teacher, each sample as much as attention says.
 
-    Attention compares how alike the samples of the batch are in either map. semckd_soft: its temperature.
+    Attention compares how alike the samples of the batch are in either map. semckd_soft: temperature of the attention.
     """
 
     weights = (1.0, 1.0, 400.0)

@@ -17,7 +17,8 @@ from .base import Batch, Distiller, Output, Pair
 class SFD(Distiller, name="sfd", aliases=("fd",)):
     """Distance between the global maxima of the maps' channels: the batch's largest, summed over stem and stages.
 
-    Raises ValueError where the paired maps differ in channels.
+    sfd_norm: the length of a difference: `l2`, or `max`, its largest element. sfd_reduce: of the distances of the
+    batch, the largest (`max`) or the `mean`. Raises ValueError where the paired maps differ in channels.
     """
 
     weights = (1.0, 0.0, 1.0)

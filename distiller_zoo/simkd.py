@@ -46,7 +46,7 @@ class Projected(Wrapper, name="simkd"):
 class SimKD(Distiller, name="simkd"):
     """The projected map imitates the one that the teacher's classifier reads, which then reads it in the student.
 
-    The projector and the classifier stay in the student. simkd_factor: the projector is so much narrower inside.
+    The projector and the classifier stay in the student. simkd_factor: how many times narrower the projector is inside.
     """
 
     weights = (0.0, 0.0, 1.0)

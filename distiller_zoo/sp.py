@@ -18,7 +18,10 @@ def similarity(f: Tensor) -> Tensor:
 
 
 class SP(Distiller, name="sp", aliases=("similarity",)):
-    """Samples that are alike to the teacher shall be alike to the student. Map sizes are free."""
+    """Samples that are alike to the teacher shall be alike to the student. Map sizes are free.
+
+    sp_maps: the `last` map alone, or the sum over `all`, the stem included.
+    """
 
     weights = (1.0, 0.0, 3000.0)
     reads = ("feats",)

@@ -20,7 +20,10 @@ def normalised(x: Tensor) -> Tensor:
 
 class SRD(Distiller, name="srd"):
     """The logarithm of the distance between the batch's normalised pooled features, the student's projected, to the
-    power srd_exponent; beside KD at temperature 1."""
+    power srd_exponent; beside KD at temperature 1.
+
+    srd_exponent: power of each difference of two features.
+    """
 
     weights = (1.0, 1.0, 2.0)
     reads = ()

@@ -13,7 +13,9 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 class SRRL(Distiller, name="srrl"):
     """The student's last map, brought to the teacher's width, shall have the teacher's mean over space, and through the
-    teacher's classifier its logits (weight srrl_logit). The student keeps a classifier of its own.
+    teacher's classifier its logits. The student keeps a classifier of its own.
+
+    srrl_logit: weight of the logits.
     """
 
     weights = (1.0, 0.0, 1.0)

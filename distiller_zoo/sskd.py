@@ -59,8 +59,10 @@ def selected_kl(z_s: Tensor, z_t: Tensor, right: Tensor, T: float, ratio: float)
 class SSKD(Distiller, name="sskd"):
     """The teacher's logits of rotated images, and which rotated image it takes for which plain one, are imitated.
 
-    Cross entropy and KD see the plain view alone. sskd_tf and sskd_ss are weights inside the loss, _T the temperatures,
-    _ratio the shares of the teacher's wrong answers that are kept. The heads are no part of the student.
+    Cross entropy and KD see the plain view alone. The heads are no part of the student. sskd_tf: weight of the rotated
+    images' logits. sskd_ss: weight of which rotated image is taken for which plain one. sskd_tf_T, sskd_ss_T:
+    temperature of the part that sskd_tf or sskd_ss weighs. sskd_tf_ratio, sskd_ss_ratio: share of the teacher's wrong
+    answers that are kept in that part.
     """
 
     weights = (0.1, 0.9, 1.0)

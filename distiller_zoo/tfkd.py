@@ -18,9 +18,10 @@ from .kd import kd_loss
 class TFKD(Distiller, name="tfkd"):
     """Teacher-free distillation. self: KD from the student's own kind, trained alone. reg: from a virtual teacher.
 
-    The virtual teacher gives the label the probability tfkd_correct and the others equal shares; as in the authors'
-    code these probabilities, not their logarithms, are softened by softmax(. / T), the student is not, and there is no
-    T^2. tfkd_T: 1 (self) or 20 (reg) where left out.
+    tfkd_form: the teacher: `self`, another network of the student's kind, or `reg`, a virtual one. tfkd_correct: the
+    probability that the virtual teacher gives the label; the others have equal shares. As in the authors' code these
+    probabilities, not their logarithms, are softened by softmax(. / T), the student is not, and there is no T^2.
+    tfkd_T: temperature; left out, 1 (self) or 20 (reg).
     """
 
     weights = (0.9, 0.0, 0.1)

@@ -24,7 +24,11 @@ def negatives(labels: Tensor) -> Tensor:
 
 
 class Triplet(Distiller, name="triplet"):
-    """Hinge of distance to the positive - distance to the negative + margin; KD at temperature 5 beside it (`-a`)."""
+    """Hinge of distance to the positive - distance to the negative + margin; KD at temperature 5 beside it (`-a`).
+
+    triplet_margin: by how much nearer the positive must be than the negative. triplet_distance: how distance is
+    measured between logits of unit length.
+    """
 
     weights = (0.0, 0.5, 0.5)
     one_label = True

@@ -14,7 +14,8 @@ from .base import Batch, Distiller, Output, Pair, Range
 class TTM(Distiller, name="ttm"):
     """KL towards the teacher's probabilities raised to the power ttm_gamma; the student has no temperature.
 
-    The best power and weight depend on the pair: 0.1 and 45 are the authors' for vgg13 and vgg8.
+    ttm_gamma: power of the teacher's probabilities, the inverse of a temperature. The best power and weight depend on
+    the pair: 0.1 and 45 are the authors' for vgg13 and vgg8.
     """
 
     weights = (1.0, 0.0, 45.0)

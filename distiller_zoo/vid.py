@@ -37,7 +37,7 @@ class Gaussian(nn.Module):
 class VID(Distiller, name="vid"):
     """Maximises a variational bound on the information that the stage maps share. May be negative.
 
-    vid_variance: initial variance. Raises ValueError where a network returns no stage maps.
+    vid_variance: initial variance of each channel. Raises ValueError where a network returns no stage maps.
     """
 
     weights = (1.0, 0.0, 1.0)

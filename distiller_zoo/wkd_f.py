@@ -20,8 +20,9 @@ def cells(f: Tensor, grid: int) -> list[Tensor]:
 class WKDF(Distiller, name="wkd_f"):
     """Wasserstein distance between normal distributions that have the channels' means and deviations, of the last maps.
 
-    wkd_grid: computed in so many cells along each side. wkd_ratio: weight of the means over that of the deviations.
-    The published weights are resnet8x4's; the authors' fall to 0 by a cosine after epoch 150, which is not done here.
+    wkd_grid: cells of a map along each side, each with a distance of its own. wkd_ratio: weight of the means over that
+    of the deviations. The published weights are resnet8x4's; the authors' fall to 0 by a cosine after epoch 150, which
+    is not done here.
     """
 
     weights = (1.0, 0.0, 0.08)

@@ -25,8 +25,11 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
     """What it costs to move the student's probabilities to where the teacher's are, near classes being cheap: an
     optimal transport among the classes other than the label, found by Sinkhorn's iteration. The label's part is NKD's.
 
-    -b 1 is the authors', whose weight is wkd_gamma: 30 on ImageNet; on CIFAR-100 600 with wkd_T 8 for resnet8x4, 200
-    with 6 for ShuffleV1. Theirs go with costs by the classes' features (CKA), and fall by a cosine after epoch 150.
+    wkd_gamma: weight of the transport. wkd_T: temperature of the probabilities that are moved. wkd_reg: entropic
+    regularisation of the transport: larger is blurred more. wkd_sharpen: how fast the cost of a class grows with its
+    distance; 0: in proportion. -b 1 is the authors', whose weight is wkd_gamma, 30 on ImageNet; on CIFAR-100 600 with
+    wkd_T 8 for resnet8x4, 200 with 6 for ShuffleV1. Theirs go with costs by the classes' features (CKA), and fall by a
+    cosine after epoch 150.
     """
 
     weights = (1.0, 0.0, 1.0)

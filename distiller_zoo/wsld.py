@@ -11,7 +11,10 @@ from .base import Batch, Distiller, Output, Pair, Temperature
 
 class WSLD(Distiller, name="wsld"):
     """Softened cross entropy; a sample weighs less the better the student already knows its label, by the teacher's
-    measure."""
+    measure.
+
+    wsld_T: temperature of the softened probabilities.
+    """
 
     weights = (1.0, 0.0, 2.5)
     one_label = True

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -27,13 +28,86 @@ FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb",
 FREE |= {"weights", "track", "push_to_hub"}
 
 
-class Parser(OneLineParser):
+def first(action: argparse.Action) -> argparse.Action:
+    """Marks an option as one of those that matter first: --help shows these, --help_all the others too."""
+    action.first = True  # type: ignore[attr-defined]
+    return action
+
+
+class Shown(argparse.HelpFormatter):
+    """Every meaning with its default, where it does not say that itself; a value is called by the flag's last word.
+
+    Links are not broken.
+    """
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, max_help_position=30, **settings)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.indent("\n".join(self._split_lines(text, width - len(indent))), indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        value, meaning = action.default, action.help or ""
+        if value is None or value is False or value is argparse.SUPPRESS or value == []:
+            return meaning
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{meaning}; default: {text.replace('%', '%%')}"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "NETWORK" if action.type is network else action.dest.split("_")[-1].upper()
+
+
+class Help(argparse.Action):
+    """Prints text(parser, value) and ends the script."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: Callable[..., str], **settings: Any) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **settings)
+        self.text = text
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        print(self.text(parser, values), end="")
+        parser.exit()
+
+
+class BriefParser(OneLineParser):
+    """--help shows what matters first, --help_all everything. doc: the script's, whose third line is an example."""
+
+    def __init__(self, doc: str, rest: str = "") -> None:
+        """rest: where help on something else is."""
+        description, _, example = (*doc.splitlines(), "", "")[:3]
+        super().__init__(description=description, formatter_class=Shown, add_help=False)
+        self.example, self.rest = example, rest
+        shown = {"dest": "help", "action": Help, "nargs": 0}
+        brief, every = (lambda self, _: self.format_help()), (lambda self, _: self.format_help(everything=True))
+        first(self.add_argument("-h", "--help", text=brief, help="what matters first", **shown))
+        first(self.add_argument("--help_all", text=every, help="all options", **shown))
+
+    def format_help(self, everything: bool = False) -> str:
+        formatter, left = self._get_formatter(), 0
+        formatter.add_text(self.description)
+        formatter.add_text(f"usage: {self.example} ...")
+        for group in self._action_groups:
+            actions = [a for a in group._group_actions if everything or getattr(a, "first", False)]
+            left += len(group._group_actions) - len(actions)
+            formatter.start_section(group.title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(" ".join(filter(None, [left and f"{left} more options: --help_all.", self.rest])))
+        return formatter.format_help()
+
+
+class Parser(BriefParser):
     """Options that may also come from a file."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        self.add_argument(
-            "--config", metavar="FILE", help="JSON file of option values; the command line goes before it"
+    def __init__(self, doc: str, rest: str = "") -> None:
+        super().__init__(doc, rest)
+        first(
+            self.add_argument(
+                "--config", metavar="FILE", help="JSON file of option values; the command line overrides it"
+            )
         )
 
     def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
@@ -185,20 +259,29 @@ network = known(models.sketch)
 
 def add_run_options(parser: Parser, trial: str) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name")
-    group.add_argument("--seed", type=seeds, help="default: the trial's number; 1,2,3: with --sweep, as trials")
-    group.add_argument("--run_name", help="name of the run's folder; default: made of the options")
-    group.add_argument("--save_folder", default="./save", help="folder of all runs")
-    group.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start the run afresh")
-    group.add_argument("--test_only", metavar="FILE", nargs="?", const="", help="validate it (the run's last.pth)")
+    first(group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name"))
+    group.add_argument(
+        "--seed", type=seeds, help="of all random numbers; 1,2,3: with --sweep, as trials; default: the trial's number"
+    )
+    first(group.add_argument("--run_name", help="name of the run's folder; default: made of the options"))
+    first(group.add_argument("--save_folder", default="./save", help="folder of all runs"))
+    group.add_argument(
+        "--resume", choices=["auto", "never"], default="auto", help="auto: a broken run goes on; never: afresh"
+    )
+    first(
+        group.add_argument(
+            "--test_only", metavar="FILE", nargs="?", const="", help="only validate FILE, or the run's last.pth"
+        )
+    )
     group.add_argument("--run_log", metavar="FILE", help="what is printed goes to this file too, with the time")
     group.add_argument(
-        "--export", type=export.formats, default=[], metavar="FORMATS", help=f"some of {','.join(export.FORMATS)}"
-    )
+        "--export", type=export.formats, default=[], metavar="FORMATS",
+        help=f"formats that the trained network is saved in too, of {','.join(export.FORMATS)}",
+    )  # fmt: skip
     group.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the finished run to Hugging Face's hub")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some")
-    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks")
-    group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    first(group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: all GPUs where there are some"))
+    first(group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="precision of the networks"))
+    first(group.add_argument("--compile", action="store_true", help="torch.compile the networks"))
     group.add_argument(
         "--graph", choices=["auto", "off"], default="auto", help="auto: on one GPU steps are recorded as CUDA graphs"
     )
@@ -210,29 +293,29 @@ def add_run_options(parser: Parser, trial: str) -> None:
     group.add_argument(
         "--track", choices=["off", *track.TRACKERS], default="off", help="where each epoch's numbers go too"
     )
-    group.add_argument("--save_predictions", action="store_true", help="of the last weights, for each test sample")
+    group.add_argument("--save_predictions", action="store_true", help="save the last weights' for each test sample")
     group.add_argument("--save_freq", type=count, default=40, help="epochs between two kept checkpoints")
     group.add_argument("--save_steps", type=whole, default=0, help="steps between two last.pth in an epoch; 0: none")
 
 
 def add_data_options(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", type=known(dataset.find_dataset), help="default: that of the --test_only FILE, else cifar100"
-    )
-    group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to")
-    group.add_argument("--image_size", type=pixels, help="pixels; default: the data set's own")
-    group.add_argument("--batch_size", type=number(int, 2), default=64, help="of all devices together")
+    names = ", ".join(dataset.dataset_names())
+    default = "default: as in the --test_only file, else cifar100"
+    first(group.add_argument("--dataset", type=known(dataset.find_dataset), help=f"{names}; {default}"))
+    first(group.add_argument("--data_folder", default="./data", help="where the data set is, or is downloaded to"))
+    group.add_argument("--image_size", type=pixels, help="pixels of a side; default: the data set's own")
+    first(group.add_argument("--batch_size", type=number(int, 2), default=64, help="images, of all devices together"))
     group.add_argument(
         "--loader",
         choices=["auto", "memory", "stream", "dali"],
         default="auto",
-        help="of image files: kept decoded, or read by workers all along; auto: kept where --memory_gb allows it",
+        help="image files are kept decoded, or read by workers all along; auto: kept where --memory_gb allows it",
     )
-    group.add_argument("--memory_gb", type=above_zero, default=4.0, help="that kept images may take")
-    group.add_argument("--num_workers", type=count, default=8, help="that read image files, for each process")
-    group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials")
-    group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials")
+    group.add_argument("--memory_gb", type=above_zero, default=4.0, help="gigabytes that kept images may take")
+    group.add_argument("--num_workers", type=count, default=8, help="workers that read image files, for each process")
+    group.add_argument("--limit_train", type=count, metavar="N", help="class-balanced subset, for trials; default: all")
+    group.add_argument("--limit_val", type=count, metavar="N", help="class-balanced subset, for trials; default: all")
     group.add_argument(
         "--val_split",
         type=count,
@@ -269,11 +352,12 @@ def check_augment_options(opt: argparse.Namespace) -> None:
 def add_teacher_options(parser: Parser) -> None:
     group = parser.add_argument_group("how the teachers are asked")
     group.add_argument(
-        "--teacher_ahead", type=count, metavar="N", help="about N batches at once; default: 1, on a GPU 8"
+        "--teacher_ahead", type=count, metavar="N", help="ask for about N batches at once; default: 1, on a GPU 8"
     )
     group.add_argument("--cache_teacher", metavar="DIR", help="keep logits and pooled features of each view there")
-    group.add_argument("--cache_gb", type=above_zero, help="largest size of what this run's teachers need; default: 16")
-    group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help="as kept; default: float32")
+    group.add_argument("--cache_gb", type=above_zero, help="gigabytes of --cache_teacher for this run; default: 16")
+    kept_as = "type that --cache_teacher keeps; default: float32"
+    group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help=kept_as)
 
 
 def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.device) -> None:
@@ -292,29 +376,35 @@ def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.d
 
 def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=count, default=epochs)
+    first(group.add_argument("--epochs", type=count, default=epochs, help="passes over the training set"))
     group.add_argument(
         "--opt", choices=optimizers.OPTIMIZERS, default="sgd", help="optimiser; lamb: timm's, needs the package timm"
     )
-    rates = f"default: 0.05, or the network's own; of other optimisers than sgd {optimizers.RATE}"
-    group.add_argument("--learning_rate", type=above_zero, help=rates)
+    rates = f"default: 0.05 or the network's own, without sgd {optimizers.RATE}"
+    first(group.add_argument("--learning_rate", type=above_zero, help=f"learning rate; {rates}"))
     group.add_argument("--sched", choices=["step", "cosine"], default="step", help="how the rate falls, by the epoch")
-    group.add_argument(
-        "--lr_decay_epochs", type=epoch_list, default=decay, help="step: the rate falls after these epochs"
+    first(
+        group.add_argument(
+            "--lr_decay_epochs", type=epoch_list, default=decay, help="step: the rate falls after these epochs"
+        )
     )
-    group.add_argument("--lr_decay_rate", type=share, default=0.1, help="step: to this much of it")
-    group.add_argument("--min_lr", type=weight, metavar="LR", help="cosine: where it goes; default: 0")
+    group.add_argument("--lr_decay_rate", type=share, default=0.1, help="step: the rate falls to this much of it")
+    group.add_argument("--min_lr", type=weight, metavar="LR", help="cosine: the rate after the last epoch; default: 0")
     group.add_argument(
         "--warmup_epochs", type=whole, default=0, metavar="N",
         help="epochs in which the rate rises evenly; they are part of the schedule (timm's default, no warmup_prefix)",
     )  # fmt: skip
-    group.add_argument("--warmup_lr", type=weight, metavar="LR", help="rate of the first of these; default: 1e-05")
-    group.add_argument("--weight_decay", type=weight, default=5e-4)
-    group.add_argument("--momentum", type=share, default=0.9, help="of sgd")
+    group.add_argument(
+        "--warmup_lr", type=weight, metavar="LR", help="rate of the first of --warmup_epochs; default: 1e-05"
+    )
+    first(group.add_argument("--weight_decay", type=weight, default=5e-4, help="the optimiser's, of all weights"))
+    group.add_argument("--momentum", type=share, default=0.9, help="momentum of sgd")
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
-    group.add_argument("--clip_grad", type=above_zero, metavar="NORM", help="longest that all gradients together are")
+    group.add_argument("--clip_grad", type=above_zero, metavar="NORM", help="longest norm of all gradients together")
     group.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches of each step of the optimiser")
-    group.add_argument("--smoothing", type=share, default=0.0, metavar="EPS", help="of the cross entropy's labels")
+    group.add_argument(
+        "--smoothing", type=share, default=0.0, metavar="EPS", help="label smoothing of the cross entropy"
+    )
     group.add_argument(
         "--class_weights", choices=["balanced"],
         help="balanced: in the cross entropy a class weighs n / (K n_c), with n_c of the n training samples",
@@ -336,11 +426,14 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
 
 
 def add_method_options(
-    parser: Parser, methods: dict[str, dict[str, inspect.Parameter]], also: dict[str, str] | None = None
+    parser: OneLineParser,
+    methods: dict[str, dict[str, inspect.Parameter]],
+    also: dict[str, str] | None = None,
+    meanings: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """A flag for each keyword of the methods (name -> keyword -> parameter). Left out, the method's default holds.
 
-    also: second flags of some keywords.
+    also: second flags of some keywords. meanings: name -> keyword -> what the help says of it.
     """
     group = parser.add_argument_group("options of the methods")
     users: dict[str, list[str]] = {}
@@ -352,14 +445,20 @@ def add_method_options(
         kinds = {methods[name][key].annotation for name in names}
         if len(kinds) > 1:
             raise TypeError(f"--{key} has different types in {', '.join(names)}")
-        defaults = ", ".join(f"{name} {methods[name][key].default}" for name in names)
-        kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {defaults}"}
+        defaults = {name: methods[name][key].default for name in names}
+        shown = [str(d) if len(methods) == 1 else f"{name} {d}" for name, d in defaults.items() if d is not None]
+        said: dict[str, list[str]] = {}
+        for name in names:
+            said.setdefault((meanings or {}).get(name, {}).get(key, ""), []).append(name)
+        words = [f"{', '.join(users)}: {text}" if len(said) > 1 else text for text, users in said.items() if text]
+        kwargs: dict[str, Any] = {"default": argparse.SUPPRESS}
         kind = parameter.annotation
         if get_origin(kind) in (Union, types.UnionType):  # `float | None`: left out, it is None
             kind = next(k for k in get_args(kind) if k is not type(None))
         if get_origin(kind) is Annotated:
             kind, limits = get_args(kind)
-            kwargs.update(type=within(kind, limits), help=f"{limits}; {kwargs['help']}")
+            kwargs["type"] = within(kind, limits)
+            words.append(str(limits))
         elif kind is bool:
             kwargs["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
@@ -370,6 +469,7 @@ def add_method_options(
             kwargs["type"] = finite
         else:
             kwargs["type"] = kind
+        kwargs["help"] = "; ".join([*words, *(["default: " + ", ".join(shown)] if shown else [])]).replace("%", "%%")
         group.add_argument(f"--{key}", *([also[key]] if also and key in also else []), **kwargs)
 
 

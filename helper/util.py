@@ -132,6 +132,10 @@ class OneLineParser(argparse.ArgumentParser):
         # before Python 3.14 argparse takes -1e3 for an option, and -inf still
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
+    def lists(self) -> str:
+        """The flag that shows every option."""
+        return "--help_all" if "--help_all" in self._option_string_actions else "--help"
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
 
@@ -142,7 +146,7 @@ class OneLineParser(argparse.ArgumentParser):
         opt, rest = self.parse_known_args(args)
         self.refuse_unknown(rest)
         if rest:
-            raise UserError(f"{rest[0]!r} belongs to no option; --help lists them")
+            raise UserError(f"{rest[0]!r} belongs to no option; {self.lists()} lists them")
         return opt
 
     def refuse_unknown(self, words: Iterable[str]) -> None:
@@ -158,7 +162,7 @@ class OneLineParser(argparse.ArgumentParser):
                 raise UserError(f"{flag}: long options have two dashes, -{flag}")
             if flag not in flags and (word[1] == "-" or word[:2] not in flags):  # -r0.5 is -r 0.5
                 known = [option[2:] for option in flags if option.startswith("--")]
-                raise UserError(f"unknown option {flag}{near(flag.lstrip('-'), known, '--')}; --help lists all")
+                raise UserError(f"unknown option {flag}{near(flag.lstrip('-'), known, '--')}; {self.lists()} lists all")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@
 # name there, of others the last names are left. Variables, with their defaults:
 #   RESULTS=FOLDER  required, below results/  SAVE=save  FIGURES=--figures
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 [ -n "${RESULTS:-}" ] || fail "give RESULTS, the folder under results/"
 mapfile -t figures < <(words "${FIGURES---figures}")

@@ -10,11 +10,11 @@
 #   N=  T_SEED=1234            draw N of the list;  CURRICULUM=asc or desc: in the order of modeltop1
 #   METHOD=dp                  or "kl", "xekl", "xekl --mcl_tau 0.9999 --mcl_every 2", ...
 #   DATASET=cifar100  SEEDS="1 2 3"  SAVE=save  RUN_NAME=made of student, teachers, data set and method
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 5"; without them the
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 5"; without them the
 #                              students are trained as configs/trained_student.json says
 # STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHERS="vgg8 resnet56 wrn_40_2" bash scripts/contdist_job.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 DATASET=${DATASET:-cifar100}
 source "$ROOT/scripts/procedures.sh"
 

@@ -4,13 +4,13 @@
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   STUDENT_FILE=FILE  TEACHER=FILE
 #   METHOD="sup -r 0.32 -b 0.68 --kl_k 100 --mcl_tau 0.9999 --mcl_every 2 --learning_rate 1e-3"
-#   and STUDENT, DATASET, SEEDS, SAVE, RUN_NAME, TEACHER_OPTIONS, OPTIONS as there
+#   STUDENT=  DATASET=  SEEDS=  SAVE=  RUN_NAME=  TEACHER_OPTIONS=  OPTIONS=   as there
 # STUDENT_FILE=save/models/resnet8x4_vanilla/last.pth TEACHER=resnet56 bash scripts/dist_job.sh
 set -euo pipefail
-if [ -z "${STUDENT_FILE:-}" ] || [ -z "${TEACHER:-}" ]; then
-  echo "give STUDENT_FILE and TEACHER" >&2
-  exit 2
-fi
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
+
+[[ -n ${STUDENT_FILE:-} && -n ${TEACHER:-} ]] || fail "give STUDENT_FILE and TEACHER"
 METHOD=${METHOD:-sup -r 0.32 -b 0.68 --kl_k 100 --mcl_tau 0.9999 --mcl_every 2 --learning_rate 1e-3}
 export METHOD TEACHERS=$TEACHER MODEL_LIST=
+export -n TEACHER # contdist_job.sh has none
 exec bash "$(dirname "$0")/contdist_job.sh"

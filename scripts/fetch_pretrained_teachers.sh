@@ -9,7 +9,7 @@
 #   MIRRORS="URL ..."  tried in order, each for what is still missing. A URL with %s in place of the name is one file a
 #                      teacher; .../releases/tags/... is GitHub's list of a release's files; any other is an archive.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 source "$ROOT/scripts/download.sh"
 
 mapfile -t teachers < <(words "${TEACHERS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}")

@@ -4,7 +4,7 @@
 #   DATA=data  URL=https://cs231n.stanford.edu/tiny-imagenet-200.zip
 #   SHA256=6198...             of that file; SHA256= does not compare the sum of another source
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 source "$ROOT/scripts/download.sh"
 
 DATA=${DATA:-data}

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a distilled student in minutes, on a CPU: a resnet20 teacher on the shipped digits, then resnet8
 # alone and distilled, and the table of their last epochs. Interrupted, the same command goes on.
+# Variables, with their defaults:
+#   SAVE=save/quickstart  EPOCHS=12
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 SAVE=${SAVE:-save/quickstart}
 EPOCHS=${EPOCHS:-12}

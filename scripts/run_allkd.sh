@@ -5,10 +5,10 @@
 #   TEACHERS="resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56"
 #                              networks (fetched to SAVE/models/<network>_vanilla, else trained there) or checkpoints
 #   METHOD="kd -r 0.5 -a 0.5 --kd_T 5"
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # bash scripts/run_allkd.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 DATASET=${DATASET:-cifar10}
 source "$ROOT/scripts/procedures.sh"
 

@@ -8,10 +8,10 @@
 #                              folder for each class
 #   MINUTES=                   stops before so many minutes are over
 #   PROFILE=                   paper (float32) or fast (--amp bf16 --compile); default: fast on a GPU, else paper
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar100_table.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 SAVE=${SAVE:-save/cifar100}
 DATA=${DATA:-data}

@@ -5,10 +5,10 @@
 #   PAIR=resnet32x4:resnet8x4  DATASET=cifar100  SEEDS="1 2 3"  SAVE=save
 #   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"; or one a line
 #   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar_distill.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 DATASET=${DATASET:-cifar100}
 source "$ROOT/scripts/procedures.sh"

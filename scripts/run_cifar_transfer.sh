@@ -4,10 +4,10 @@
 #   STUDENTS="FILE or run folder ..."  default: every finished run in SAVE/student_model
 #   DATASETS="stl10 tinyimagenet"      at 32x32; both in --data_folder (scripts/get_tinyimagenet.sh fetches the second)
 #   SEEDS="1 2 3"  SAVE=save
-#   OPTIONS                            more flags of transfer_student.py: "--epochs 5 --probe_bn train"
+#   OPTIONS=                           more flags of transfer_student.py: "--epochs 5 --probe_bn train"
 # The published schedule:  bash scripts/run_cifar_transfer.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 SAVE=${SAVE:-save}
 mapfile -t datasets < <(words "${DATASETS:-stl10 tinyimagenet}")

@@ -3,10 +3,10 @@
 # Interrupted, the same command goes on; finished runs are passed over, and so are fetched teachers. Seed 0 is called
 # <model>_vanilla, where run_cifar_distill.sh looks for it. Variables, with their defaults:
 #   MODELS="wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50"  DATASET=cifar100  SEEDS=0  SAVE=save
-#   OPTIONS                    more flags of train_teacher.py: "--epochs 20"
+#   OPTIONS=                   more flags of train_teacher.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar_vanilla.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 mapfile -t networks < <(words "${MODELS:-wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50}")
 DATASET=${DATASET:-cifar100}

@@ -7,10 +7,10 @@
 #   TEACHER_18=FILE   of its ResNet-18, which teaches Tf-KD; default: likewise
 #   NPROC=1           processes, one for each GPU; as published, kd, at, ft and tfkd then have a batch of 256 on each
 #                     and the rate times their number, the others their batch and rate in all
-#   OPTIONS           more flags of train_student.py: "--amp bf16"
+#   OPTIONS=          more flags of train_student.py: "--amp bf16"
 # The published runs:  DATA_FOLDER=ILSVRC2012 NPROC=3 bash scripts/run_imagenet_distill.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 
 DATASET=${DATASET:-imagenet}
 SEEDS=${SEEDS:-1}

@@ -6,10 +6,10 @@
 #   GRID=cinic                 another published grid: wrn_28_4:wrn_16_2 on cifar100, TEMPERATURES="2 4 8 16",
 #                              ALPHAS="0.2 0.4 0.6 0.8"; alpha is the share of the cross entropy there
 #   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # bash scripts/run_kdparam.sh;  GRID=cinic bash scripts/run_kdparam.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 case ${GRID:-} in
 "") weighed=kd ;;
 cinic)

@@ -5,10 +5,10 @@
 #   STUDENT=resnet8  ENSEMBLE=3  DATASET=cifar10  SEEDS="1 2 3"  SAVE=save
 #   METHOD="kd -r 0.5 -a 0.5 --kd_T 5"   the mean of the teachers' losses; or a method that takes all of them
 #   TEACHERS="resnet26 FILE"   networks (fetched to SAVE/models/<network>_vanilla, else trained there) or checkpoints
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # bash scripts/run_multikd.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 DATASET=${DATASET:-cifar10}
 source "$ROOT/scripts/procedures.sh"
 

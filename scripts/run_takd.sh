@@ -5,10 +5,10 @@
 #   PAIR=resnet26:resnet8  ASSISTANTS=resnet20  DATASET=cifar10  SEEDS="1 2 3"  SAVE=save
 #   METHOD="kd -r 0.5 -a 0.5 --kd_T 5"   how each one is taught
 #   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
-#   TEACHER_OPTIONS, OPTIONS   more flags of train_teacher.py and train_student.py: "--epochs 20"
+#   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # Two assistants:  ASSISTANTS="resnet20 resnet14" bash scripts/run_takd.sh
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh" requirements.txt -- "$@"
 DATASET=${DATASET:-cifar10}
 source "$ROOT/scripts/procedures.sh"
 

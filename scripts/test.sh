@@ -3,7 +3,7 @@
 # bash scripts/test.sh -k crd
 # WORKERS=2 processes share the tests.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements-dev.txt requirements.txt
+source "$(dirname "$0")/setup.sh" requirements-dev.txt requirements.txt --any "$@"
 [[ $PYTHON != [!/]*/* ]] || PYTHON=$PWD/$PYTHON
 cd "$ROOT"
 [ -z "$(command -v shellcheck)" ] || shellcheck scripts/*.sh scripts/*.sbatch .ci/run

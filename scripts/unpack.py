@@ -94,9 +94,9 @@ def unpack(archive: Path, folder: Path, limit: float) -> None:
 @quiet_end
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=argparse.SUPPRESS)
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit_gb", type=float, default=8.0)
+    parser.add_argument("archive", type=Path, help="file to unpack")
+    parser.add_argument("folder", type=Path, help="where to")
+    parser.add_argument("--limit_gb", type=float, default=8.0, help="most that may come out; default: 8")
     args = parser.parse_args(argv)
     try:
         unpack(args.archive, args.folder, args.limit_gb * 1e9)

@@ -82,7 +82,7 @@ def test_both_parts_switched_off(name: str, keys: tuple[str, str]) -> None:
 
 def test_the_help_says_them(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        train_student.parse(["--help"])
+        train_student.parse(["--help_all"])
     said = " ".join(capsys.readouterr().out.split())
     for text in (
         "a whole number of 1 to 8; default: at 2, at_paper 2",
