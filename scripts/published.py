@@ -49,8 +49,9 @@ def items(data: str, teacher: str, student: str) -> list[str]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    for name in ("data", "teacher", "student"):
-        parser.add_argument(name)
+    parser.add_argument("data", help="data set, as in results/published.csv")
+    parser.add_argument("teacher", help="its network")
+    parser.add_argument("student", help="its network")
     opt = parser.parse_args(argv)
     print("; ".join(items(opt.data, opt.teacher, opt.student)))
 
