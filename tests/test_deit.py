@@ -171,3 +171,13 @@ def test_refused(flags: str, message: str, teacher, tmp_path, capsys) -> None:
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "student_model").exists()
+
+
+def test_in_a_sweep(teacher, tmp_path) -> None:
+    """Beside a student whose heads train as one, each is as it is alone."""
+    items = {"a": "deit_hard --run_name a", "b": "kd --run_name b"}
+    alone = [weights(distil(teacher, tmp_path / key, "--distill", items[key].split()[0]) / "last.pth") for key in items]
+    train_student.main(command(teacher, tmp_path, "--sweep", "; ".join(items.values())))
+    for key, expected in zip(items, alone, strict=True):
+        found = weights(tmp_path / "student_model" / key / "last.pth")
+        assert all(torch.equal(found[name], x) for name, x in expected.items())
