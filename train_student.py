@@ -142,6 +142,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     with mendable(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
+        weighed = [method for method, beta in zip(methods.values(), opt.beta, strict=True) if beta]
+        student.separate_heads = any(method.separate_heads for method in weighed)
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)

@@ -81,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     student = networks.fill(student, opt.model_s, state, "--path_s", opt.path_s, images)
     student.requires_grad_(False)
     student.reset_head(len(data.classes))
-    nn.init.normal_(student.head.weight, std=0.01)
-    nn.init.zeros_(student.head.bias)
+    for head in map(student.get_submodule, student.head_names):
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
     student.to(device, memory_format=torch.channels_last)
 
     criterion = Criterion()

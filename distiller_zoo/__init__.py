@@ -18,6 +18,8 @@ from .crld import CRLD as CRLD
 from .cse_l2 import CSEL2 as CSEL2
 from .cskd import CSKD as CSKD
 from .ctkd import CTKD as CTKD
+from .deit import DeiTHard as DeiTHard
+from .deit import DeiTSoft as DeiTSoft
 from .dist import DIST as DIST
 from .dkd import DKD as DKD
 from .dml import DML as DML

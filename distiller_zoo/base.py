@@ -112,6 +112,7 @@ class Distiller(nn.Module):
     capturable: ClassVar[bool] = True
     one_label: ClassVar[bool] = False  # True: the losses read labels, or what is kept of a sample: not of mixed images
     standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
+    separate_heads: ClassVar[bool] = False  # True: reads `dist`, and the student in training has this of models.Network
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
     epoch: int = 1  # set by the loop
 
@@ -157,7 +158,7 @@ class Distiller(nn.Module):
 
     def compared(self, o: Output) -> Output:
         """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
-        return o._replace(feats=(), preacts=())
+        return o._replace(feats=(), preacts=(), dist=())
 
     def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss of each row of the outputs, [B]. With this in the place of `forward`, samples can have weights."""

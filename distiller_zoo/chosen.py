@@ -153,10 +153,10 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
             reason = f"the loss of {whole} is no mean over samples" if whole else "nothing compares logits"
             raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")
     changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
-    reading = [cls.name for cls in classes if cls.reads and cls.name not in changing]
+    reading = [cls.name for cls in classes if (cls.reads or cls.separate_heads) and cls.name not in changing]
     if changing and reading:
-        maps = f"{', '.join(changing)} changes the student's maps, which {', '.join(reading)} reads"
-        raise UserError(f"--distill {','.join(opt.distill)}: {maps}: not in one run")
+        what = f"{', '.join(changing)} changes the student's maps and heads, which {', '.join(reading)} reads"
+        raise UserError(f"--distill {','.join(opt.distill)}: {what}: not in one run")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]

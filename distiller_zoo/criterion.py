@@ -129,7 +129,7 @@ class Criterion(nn.Module):
     def seen(self, o: Any) -> Any:
         """An Output, several, or None, with standardised logits."""
         if isinstance(o, Output):
-            return o._replace(logits=standardise(o.logits))
+            return o._replace(logits=standardise(o.logits), dist=tuple(map(standardise, o.dist)))
         return o and tuple(self.seen(one) for one in o)
 
     def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:

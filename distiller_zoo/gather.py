@@ -34,5 +34,5 @@ def gather(output: Output, whole: Shared) -> Output:
     def rows(x: Tensor | None) -> Tensor | None:
         return None if x is None else _Gather.apply(x, sizes, whole.rank)
 
-    feats, preacts = (tuple(map(rows, maps)) for maps in (output.feats, output.preacts))
-    return Output(rows(output.logits), feats, preacts, rows(output.pooled))
+    feats, preacts, dist = (tuple(map(rows, parts)) for parts in (output.feats, output.preacts, output.dist))
+    return Output(rows(output.logits), feats, preacts, rows(output.pooled), dist)

@@ -30,8 +30,7 @@ class Projected(Wrapper, name="simkd"):
             layers += [nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False), BatchNorm(c_out), nn.ReLU()]
         self.projector = nn.Sequential(*layers[:-1])
         self.fc = nn.Linear(c_t, network.head.out_features).requires_grad_(False)
-        parent, _, leaf = network.head_name.rpartition(".")
-        network.get_submodule(parent).register_module(leaf, nn.Identity())
+        network.replace_heads(lambda head: nn.Identity())
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """The projected map comes last in both."""

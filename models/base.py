@@ -32,10 +32,11 @@ __all__ = [
 class Output(NamedTuple):
     """What a network returns when asked for its features (`is_feat=True`)."""
 
-    logits: Tensor  # [B, K]
+    logits: Tensor  # [B, K]; of a network with a distillation head the mean of both heads', see `separate_heads`
     feats: tuple[Tensor, ...]  # stem, stage 1 .. stage n, as the next stage sees them   [B, C_i, H_i, W_i]
     preacts: tuple[Tensor, ...]  # the same places before their ReLU (WRN: after the next BatchNorm)
     pooled: Tensor  # [B, D], what the classifier reads
+    dist: tuple[Tensor, ...] = ()  # the distillation head's logits [B, K]; no tensor where a network has none
 
 
 class Images(NamedTuple):
@@ -54,6 +55,7 @@ class Network(nn.Module):
 
     head_name = "fc"  # dotted path of the classifier, an nn.Linear
     learning_rate = 0.05  # RepDistiller's rate for this network at batch 64
+    separate_heads = False  # True: in train mode the logits of an Output are the class head's alone
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Images [B, 3, H, W] to (feats, preacts, pooled) as in Output; the first two have equal lengths."""
@@ -68,12 +70,21 @@ class Network(nn.Module):
     def head(self) -> nn.Linear:
         return self.get_submodule(self.head_name)
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Paths of the classifiers whose mean the logits are, `head_name` first."""
+        return (self.head_name,)
+
     def reset_head(self, num_classes: int) -> None:
-        """Puts a new, freshly initialised classifier in the old one's place, on its device and of its dtype."""
-        parent, _, leaf = self.head_name.rpartition(".")
-        old = self.head.weight
-        new = nn.Linear(self.head.in_features, num_classes, device=old.device, dtype=old.dtype)
-        self.get_submodule(parent).register_module(leaf, new)
+        """Puts new, freshly initialised classifiers in the old ones' places, on their device and of their dtype."""
+        like = {"device": self.head.weight.device, "dtype": self.head.weight.dtype}
+        self.replace_heads(lambda old: nn.Linear(old.in_features, num_classes, **like))
+
+    def replace_heads(self, new: Callable[[nn.Linear], nn.Module]) -> None:
+        """Puts new(classifier) in each classifier's place."""
+        for name in self.head_names:
+            parent, _, leaf = name.rpartition(".")
+            self.get_submodule(parent).register_module(leaf, new(self.get_submodule(name)))
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The BatchNorms whose output a stage's last ReLU reads, stage 1 .. n (the overhaul loss reads margins there).

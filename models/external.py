@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ class Place(NamedTuple):
 class Plan(NamedTuple):
     """What a look at a network found."""
 
-    head: str  # its classifier
-    places: dict[str, Place]  # what hooks keep, by key: "pooled", "preact i" where a ReLU ends stage i, maps
+    heads: tuple[str, ...]  # its classifier, and where it has one that of its distillation head
+    places: dict[str, Place]  # what hooks keep, by key: "pooled", "preact i" where a ReLU ends stage i, maps, "head i"
     feats: tuple[tuple[str, str | int], ...]  # key and layout: NCHW, NHWC, or tokens behind so many others
     indices: tuple[int, ...] = ()  # of the maps that the package's own code returns
 
@@ -138,7 +139,7 @@ class External(Network):
     ) -> None:
         super().__init__()
         self.family, self.plan, self.net, self.size = family, plan, net, size
-        self.head_name = f"net.{plan.head}"
+        self.head_name = self.head_names[0]
         convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
         depthwise = any(conv.groups == conv.in_channels > 1 for conv in convs)
         if depthwise or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
@@ -182,11 +183,19 @@ class External(Network):
             _here.kept = None
         feats = tuple(as_map(kept[key], layout, x) for key, layout in self.plan.feats)
         preacts = tuple(kept.get(f"preact {i}", feat) for i, feat in enumerate(feats))
-        return Output(logits, feats, preacts, kept["pooled"])
+        if self.training and self.separate_heads:
+            logits = kept["head 0"]
+        return Output(logits, feats, preacts, kept["pooled"], (kept["head 1"],) if "head 1" in kept else ())
 
-    def reset_head(self, num_classes: int) -> None:
-        super().reset_head(num_classes)
-        self._watch("pooled", self.plan.places["pooled"])
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        return tuple(f"net.{name}" for name in self.plan.heads)
+
+    def replace_heads(self, new: Callable[[nn.Linear], nn.Module]) -> None:
+        super().replace_heads(new)
+        for key, place in self.plan.places.items():
+            if place.module in self.plan.heads:
+                self._watch(key, place)
 
     def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of this kind of network with the names and shapes of this one, where they can be had so."""
@@ -253,14 +262,19 @@ def preacts(net: nn.Module, calls: list[Call], maps: list[Tensor]) -> dict[str, 
     return {f"preact {i}": Place(ends[id(x)], True) for i, x in enumerate(maps) if i and id(x) in ends}
 
 
-def pooled(net: nn.Module, head: str, calls: list[Call], logits: Tensor) -> Place:
-    """What the classifier reads. Raises ValueError where that is no vector, or its answer not the logits."""
-    if not isinstance(net.get_submodule(head), nn.Linear):
-        raise ValueError(f"its classifier is a {type(net.get_submodule(head)).__name__}, not one linear layer")
-    last = [call for call in calls if call.name == head][-1:]
-    if not last or last[0].input.dim() != 2 or last[0].output is not logits:
-        raise ValueError(f"what its classifier {head} returns are not its logits")
-    return Place(head, True)
+def classifiers(net: nn.Module, heads: Sequence[str], calls: list[Call], logits: Tensor) -> dict[str, Place]:
+    """What the first classifier reads, and what each of several returns, whose mean the logits are.
+
+    Raises ValueError where one reads no vector, or the only one's answer is not the logits.
+    """
+    for head in heads:
+        if not isinstance(net.get_submodule(head), nn.Linear):
+            raise ValueError(f"its classifier is a {type(net.get_submodule(head)).__name__}, not one linear layer")
+        last = [call for call in calls if call.name == head][-1:]
+        if not last or last[0].input.dim() != 2 or (len(heads) == 1 and last[0].output is not logits):
+            raise ValueError(f"what its classifier {head} returns are not its logits")
+    several = {f"head {i}": Place(head) for i, head in enumerate(heads)} if len(heads) > 1 else {}
+    return {"pooled": Place(heads[0], True)} | several
 
 
 @functools.lru_cache(4)

@@ -67,16 +67,19 @@ class Timm(PackageFamily):
         # `act1` before `layer1` is a stem; `stages.0` before `stages.1` is not, and what it reads is
         has_stem = bool(n_same) or kind(first) != kind(stages[1]["module"])
         classifier = net.get_classifier()
-        head = next((name for name, module in net.named_modules() if module is classifier), None)
-        if head is None:
+        # two where there is a distillation head: outside `distilled_training`, which stays off, their mean is returned
+        several = isinstance(classifier, tuple) and hasattr(net, "set_distilled_training")
+        parts = classifier if several else (classifier,)
+        heads = tuple(name for part in parts for name, module in net.named_modules() if module is part)
+        if len(heads) != len(parts):
             raise ValueError(f"its classifier is a {type(classifier).__name__}, not one linear layer")
 
         found: dict[str, Tensor] = {}
-        watched = [*external.relus(net), head]
+        watched = [*external.relus(net), *heads]
         if not has_stem and first in dict(net.named_modules()):  # a few networks name what they do not have
             watched.append(first)
         calls = external.look(net, watched, lambda: found.update(logits=self.run(net, images, tuple(indices), found)))
-        places = {"pooled": external.pooled(net, head, calls, found.pop("logits"))}
+        places = external.classifiers(net, heads, calls, found.pop("logits"))
         feats: list[tuple[str, str | int]] = [(key, "NCHW") for key in found]
         maps = list(found.values())
         if not has_stem:
@@ -88,7 +91,7 @@ class Timm(PackageFamily):
             maps.insert(0, stem[0] if stem else maps[0])
         if any(x.dim() != 4 for x in maps):
             raise ValueError("its stages return no maps [B, C, H, W]")
-        return Plan(head, places | external.preacts(net, calls, maps), tuple(feats), tuple(indices))
+        return Plan(heads, places | external.preacts(net, calls, maps), tuple(feats), tuple(indices))
 
     def run(self, net: nn.Module, x: Tensor, indices: tuple[int, ...], kept: dict[str, Tensor]) -> Tensor:
         last, maps = net.forward_intermediates(x, indices=list(indices), output_fmt="NCHW")

@@ -77,12 +77,12 @@ class Torchvision(PackageFamily):
         parts, logits = list(chain(net)), []
         watched = dict.fromkeys([*parts, *external.relus(net), head])
         calls = external.look(net, list(watched), lambda: logits.append(net(images)))
-        places = {"pooled": external.pooled(net, head, calls, logits[0])}
+        places = external.classifiers(net, [head], calls, logits[0])
         stages = ends(net, [call for call in calls if call.name in parts])
         feats = [(f"feat {i}", external.layout_of(call.output)) for i, call in enumerate(stages)]
         places |= {key: Place(call.name) for (key, _), call in zip(feats, stages, strict=True)}
         places |= external.preacts(net, calls, [call.output for call in stages])
-        return Plan(head, places, tuple(feats))
+        return Plan((head,), places, tuple(feats))
 
     def convert(self, net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(interpolate_embeddings(net.image_size, net.patch_size, weights))

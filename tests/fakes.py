@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import models
 from dataset.base import Batch
-from distiller_zoo.base import Output, Pair
+from distiller_zoo.base import Output, Pair, find_method
 
 
 class FakeNet(nn.Module):
@@ -28,17 +29,41 @@ class FakeNet(nn.Module):
         return list(self.bns)
 
 
-class Fixed(nn.Module):
+class Fixed(models.Network):
     """A network that returns these outputs whatever it sees, for what a method wraps around a student."""
-
-    head_name, learning_rate = "head", 0.05
 
     def __init__(self, given: Output) -> None:
         super().__init__()
-        self.given, self.head = given, nn.Linear(given.pooled.shape[1], given.logits.shape[1])
+        self.given, self.fc = given, nn.Linear(given.pooled.shape[1], given.logits.shape[1])
 
     def forward(self, images: Tensor | None, is_feat: bool = True) -> Output:
         return self.given
+
+
+class TwoHeads(models.Network):
+    """resnet8 with a second classifier, as networks with a distillation token have it."""
+
+    head_name, head_names = "net.fc", ("net.fc", "head_dist")
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.net = models.create_model("resnet8", num_classes)
+        self.head_dist = nn.Linear(self.net.head.in_features, num_classes)
+
+    def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
+        out = self.net(x, is_feat=True)
+        z_dist = self.head_dist(out.pooled)
+        apart = self.training and self.separate_heads
+        out = out._replace(logits=out.logits if apart else (out.logits + z_dist) / 2, dist=(z_dist,))
+        return out if is_feat else out.logits
+
+
+models.register_pattern("fake_two_heads", TwoHeads)
+
+
+def student_for(method: str, name: str) -> str:
+    """The network, or where the method needs two heads one that has them."""
+    return "fake_two_heads" if find_method(method).separate_heads else name
 
 
 def output(
@@ -47,12 +72,13 @@ def output(
     feats: Sequence[Tensor] = (),
     preacts: Sequence[Tensor] = (),
     pooled: Tensor | None = None,
+    dist: Sequence[Tensor] = (),
 ) -> Output:
     """An Output with placeholders for what is left out, of the batch size and dtype of what is given."""
     given = next(x for x in (logits, pooled, *feats, *preacts) if x is not None)
     logits = given.new_zeros(len(given), 10) if logits is None else logits
     pooled = given.new_zeros(len(given), 4) if pooled is None else pooled.flatten(1)
-    return Output(logits, tuple(feats), tuple(preacts), pooled)
+    return Output(logits, tuple(feats), tuple(preacts), pooled, tuple(dist))
 
 
 def pair(s: Output, t: Output, labels: Tensor | None = None, teacher_bns: Sequence[nn.BatchNorm2d] = ()) -> Pair:

@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
+from fakes import student_for  # noqa: E402
 
 import train_student  # noqa: E402
 import train_teacher  # noqa: E402
@@ -46,7 +47,8 @@ def options_of(name: str) -> list[str]:
     """A weight for the methods that are published without one, and small banks."""
     cls = find_method(name)
     small = ["--nce_k", "256"] if "nce_k" in method_options(cls) else []
-    return ["--distill", name, *small, *([] if cls.init_loss or cls.weights[2] else ["-b", "1"])]
+    network = ["--model_s", student_for(name, "resnet8")]
+    return [*network, "--distill", name, *small, *([] if cls.init_loss or cls.weights[2] else ["-b", "1"])]
 
 
 def student(save: Path, *options: str) -> Path:
@@ -54,7 +56,7 @@ def student(save: Path, *options: str) -> Path:
     common, teacher = [*TINY, "--save_folder", str(save)], save / "models" / "t" / "last.pth"
     if not teacher.exists():
         train_teacher.main([*common, *FEW, "--model", "resnet8", "--run_name", "t"])
-    train_student.main([*common, "--run_name", "s", "--path_t", str(teacher), "--model_s", "resnet8", *options])
+    train_student.main([*common, "--run_name", "s", "--path_t", str(teacher), *options])
     return save / "student_model" / "s"
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import QUICK
-from fakes import batch, sgd_options
+from fakes import batch, sgd_options, student_for
 from kill_harness import equal, results
 from tape import Guard, Tape
 from test_methods import NAMES, SMALL, build, example, losses, views_of
@@ -106,7 +106,7 @@ class Student:
     def __init__(self, name: str, init: bool, amp: str = "off") -> None:
         self.views, cls = views_of(name), find_method(name)
         torch.manual_seed(0)
-        networks = [models.create_model(net, 10) for net in ("resnet8", "resnet14")]
+        networks = [models.create_model(net, 10) for net in (student_for(name, "resnet8"), "resnet14")]
         self.student, self.teacher = networks[0], networks[1].eval().requires_grad_(False)
         images = torch.zeros(1, 3, 8, 8)
         s, t = models.probe(self.student, images), models.probe(self.teacher, images)
@@ -114,6 +114,7 @@ class Student:
         pair = pair._replace(anew=lambda: models.create_model("resnet8", 10))
         small = {key: SMALL[key] for key in method_options(cls) if key in SMALL}
         method = cls(pair, **small)
+        self.student.separate_heads = method.separate_heads
         self.student = method.wrap(self.student)
         self.criterion = Criterion(0.5, 0.5, KD(pair), {name: method}, [0.1]).train()
         loss = self.criterion.init if init else self.criterion

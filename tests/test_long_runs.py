@@ -6,13 +6,15 @@ import os
 import pytest
 import torch
 from conftest import QUICK
+from fakes import student_for
 from test_resume import equal, results
 
 import train_student
 from distiller_zoo import Distiller, find_method, method_names
 from helper.trainee import Trainee
 
-PLAIN = [(cls.views, cls.wrap) == (Distiller.views, Distiller.wrap) for cls in map(find_method, method_names())]
+AS_ALL = (Distiller.views, Distiller.wrap, False)
+PLAIN = [(cls.views, cls.wrap, cls.separate_heads) == AS_ALL for cls in map(find_method, method_names())]
 ALIKE = [name for name, plain in zip(method_names(), PLAIN, strict=True) if plain]
 GROUPS = [ALIKE, *([name] for name in method_names() if name not in ALIKE)]
 
@@ -23,6 +25,7 @@ def run(names, teacher, save):
     weights = ",".join(["1e-3"] * len(names))
     command = [*QUICK, *few, "--path_t", str(teacher), "--save_folder", str(save), "--run_name", "r"]
     crowd = ["--nce_k", "16"] if "crd" in names else []
+    crowd += ["--model_s", student_for(names[0], "resnet8")]
     train_student.main([*command, "--distill", ",".join(names), "-b", weights, "--learning_rate", "0.01", *crowd])
     return save / "student_model" / "r"
 

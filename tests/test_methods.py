@@ -12,6 +12,7 @@ from fakes import Fixed, batch, output, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import crd  # noqa: F401  (registers its methods)
 import dataset
@@ -36,22 +37,20 @@ INITIAL_ONLY = {"ab", "fsp", "none"}  # forward is zero
 def make_output(shapes: list[tuple[int, int]], n: int, pooled: int, dtype: torch.dtype, leaf: bool = True) -> Output:
     feats = [torch.randn(n, c, h, h).to(dtype) for c, h in shapes]
     preacts = [torch.randn(n, c, h, h).to(dtype) for c, h in shapes]
-    out = output(
-        logits=torch.randn(n, 10).to(dtype), feats=feats, preacts=preacts, pooled=torch.randn(n, pooled).to(dtype)
-    )
+    logits, vector = torch.randn(n, 10).to(dtype), torch.randn(n, pooled).to(dtype)
+    out = output(logits=logits, feats=feats, preacts=preacts, pooled=vector, dist=[logits.flip(1) / 2])
     for x in tensors(out) if leaf else []:
         x.requires_grad_()
     return out
 
 
 def tensors(o: Output) -> list[Tensor]:
-    return [o.logits, *o.feats, *o.preacts, o.pooled]
+    return [o.logits, *o.feats, *o.preacts, o.pooled, *o.dist]
 
 
 def change(o: Output, f: Any) -> Output:
     """f applied to every tensor; the results are leaves."""
-    logits, pooled, *maps = (f(x.detach()).requires_grad_() for x in (o.logits, o.pooled, *o.feats, *o.preacts))
-    return Output(logits, tuple(maps[: len(o.feats)]), tuple(maps[len(o.feats) :]), pooled)
+    return tree_map(lambda x: f(x.detach()).requires_grad_(), o)
 
 
 def build(name: str, s: Output, t: Output, **options: Any) -> Distiller:
@@ -255,6 +254,16 @@ def twin_sup(m: Distiller, s: Output, t: Output) -> Tensor:
 def twin_hinton(m: Distiller, s: Output, t: Output) -> Tensor:
     pairs = zip(s.logits, t.logits, strict=True)
     return -16 * sum(((z_t / 4).softmax(0) * (z_s / 4).softmax(0).log()).sum() for z_s, z_t in pairs) / len(s.logits)
+
+
+def twin_deit_hard(m: Distiller, s: Output, t: Output) -> Tensor:
+    rows = zip(s.dist[0], t.logits, strict=True)
+    return -sum(z.softmax(0)[max(range(10), key=lambda c: z_t[c].item())].log() for z, z_t in rows) / len(s.logits)
+
+
+def twin_deit_soft(m: Distiller, s: Output, t: Output) -> Tensor:
+    pairs = [((z / 3).softmax(0), (z_t / 3).softmax(0)) for z, z_t in zip(s.dist[0], t.logits, strict=True)]
+    return 9 * sum((q * (q / p).log()).sum() for p, q in pairs) / len(pairs)
 
 
 def twin_cd(m: Distiller, s: Output, t: Output) -> Tensor:

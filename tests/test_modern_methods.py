@@ -139,7 +139,7 @@ def test_option_on_the_command_line(teacher, tmp_path) -> None:
     assert not torch.equal(found[0]["fc.weight"], found[2]["fc.weight"])
 
 
-READS_LOGITS_AS_THEY_ARE = {"dml", "lskd", "ofa", "pskd", "srrl"}
+READS_LOGITS_AS_THEY_ARE = {"deit_hard", "dml", "lskd", "ofa", "pskd", "srrl"}
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -172,6 +172,7 @@ BY_SAMPLE = [name for name in method_names() if find_method(name).by_sample()]
 def test_methods_that_weigh_samples() -> None:
     assert set(BY_SAMPLE) == set(
         "kd lskd dkd nkd rld normkd dtkd ctkd wsld hinton luminet wkd_l ttm wttm kl xekl sdd mlkd".split()
+        + ["deit_hard", "deit_soft"]
     )
 
 

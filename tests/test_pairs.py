@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import plausible, weights
+from fakes import student_for
 
 import dataset
 import train_student
@@ -69,6 +70,7 @@ ONE_PAIR |= {
 )
 def test_two_epochs(method, pair, teachers, tmp_path, capsys):
     model_t, model_s = pair.split(":")
+    model_s = student_for(method, model_s)
     # a method that asks for several views of a sample gets half the samples
     n, batch = (20, 10) if find_method(method).views is Distiller.views else (10, 5)
     command = f"--dataset digits --device cpu --limit_train {n} --limit_val 10 --batch_size {batch}"

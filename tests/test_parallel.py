@@ -27,6 +27,7 @@ from test_methods import DEEPER, EQUAL, SMALL, make_output
 from test_resume import equal, results
 from torch import Tensor, nn
 from torch.nn.parallel import scatter_gather
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import crd  # noqa: F401  registers its methods
 import dataset
@@ -74,30 +75,23 @@ KEYS = [" ".join([name, *map(str, options.values())]) for name, options in CASES
 WORLDS = (2, 3)
 
 
-class Given(nn.Module):
+class Given(models.Network):
     """A network whose outputs are given and which scales each of their elements. An image's last pixel says whose."""
-
-    head_name, learning_rate = "head", 0.05
 
     def __init__(self, given: Output) -> None:
         super().__init__()
-        self.head = nn.Linear(given.pooled.shape[1], given.logits.shape[1]).requires_grad_(False)
+        self.fc = nn.Linear(given.pooled.shape[1], given.logits.shape[1]).requires_grad_(False)
         self.given = given
-        self.scales = nn.ParameterList(torch.ones_like(x[0]) for x in tensors(given))
+        self.scales = nn.ParameterList(torch.ones_like(x[0]) for x in tree_leaves(given))
 
     def forward(self, images: Tensor, is_feat: bool = True) -> Output:
         rows = images[:, -1, -1, -1].long()
-        logits, pooled, *maps = (x[rows] * scale for x, scale in zip(tensors(self.given), self.scales, strict=True))
-        return Output(logits, tuple(maps[: len(maps) // 2]), tuple(maps[len(maps) // 2 :]), pooled)
-
-
-def tensors(o: Output) -> list[Tensor]:
-    return [o.logits, o.pooled, *o.feats, *o.preacts]
+        leaves, tree = tree_flatten(self.given)
+        return tree_unflatten([x[rows] * scale for x, scale in zip(leaves, self.scales, strict=True)], tree)
 
 
 def doubled(o: Output) -> Output:
-    logits, pooled, *maps = (x.detach().double() for x in tensors(o))
-    return Output(logits, tuple(maps[: len(o.feats)]), tuple(maps[len(o.feats) :]), pooled)
+    return tree_map(lambda x: x.detach().double(), o)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -413,9 +407,9 @@ def test_data_parallel_on_stand_ins(name: str, monkeypatch) -> None:
         parts = list(pool.map(lambda replica, x: replica(x, is_feat=True), replicas, inputs))
     found, expected = scatter_gather.gather(parts, 0), network(images, is_feat=True)
     assert type(found) is Output and [len(maps) for maps in found[1:3]] == [len(maps) for maps in expected[1:3]]
-    for a, b in zip(tensors(found), tensors(expected), strict=True):
+    for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         torch.testing.assert_close(a, b)
-    totals = (sum(x.square().sum() for x in tensors(o)) for o in (found, expected))
+    totals = (sum(x.square().sum() for x in tree_leaves(o)) for o in (found, expected))
     for a, b in zip(*(torch.autograd.grad(total, list(network.parameters())) for total in totals), strict=True):
         close(a, b)
 
@@ -447,7 +441,7 @@ def test_data_parallel() -> None:
     images = torch.randn(5, 3, 32, 32, device="cuda")
     spread = parallel.spread(network, torch.device("cuda"))
     assert isinstance(spread, nn.DataParallel)
-    for a, b in zip(tensors(spread(images, is_feat=True)), tensors(network(images, is_feat=True)), strict=True):
+    for a, b in zip(tree_leaves(spread(images, is_feat=True)), tree_leaves(network(images, is_feat=True)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
