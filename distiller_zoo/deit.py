@@ -41,7 +41,7 @@ class DeiTHard(Distilled, name="deit_hard"):
 
 
 class DeiTSoft(Distilled, name="deit_soft"):
-    """T^2 KL(teacher || distillation head) at temperature deit_T."""
+    """T^2 KL(teacher || distillation head). deit_T: temperature of KD."""
 
     weights = (0.9, 0.0, 0.1)
     standardisable = True
