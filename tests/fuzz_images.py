@@ -57,7 +57,9 @@ def of_ink(x: np.ndarray) -> np.ndarray:
 
 
 def png_drawn(rng: random.Random) -> Drawn:
-    colour, depth = rng.choice([(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (4, 8), (4, 16), (6, 8), (6, 16)])
+    colour, depth = rng.choice(
+        [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (4, 8), (4, 16), (6, 8), (6, 16)]
+    )
     channels = {0: 0, 2: 3, 4: 2, 6: 4}[colour]
     x = values(rng, 2**depth - 1, channels)
     chunks = [(b"eXIf", exif(rng.randint(1, 8)).removeprefix(b"Exif\0\0"))] * rng.randrange(2)
@@ -65,7 +67,9 @@ def png_drawn(rng: random.Random) -> Drawn:
         transparent = np.atleast_1d(x[0, 0]).astype(">u2").tobytes()
         chunks += [(b"tRNS", transparent)] * rng.randrange(2)
     shown = x[..., 0] if colour == 4 else x[..., :3] if channels else x
-    return Drawn(png(colour, depth, to_bytes(x, depth), *chunks), shown * 255 / (2**depth - 1), kind=f"{colour} {depth}")
+    return Drawn(
+        png(colour, depth, to_bytes(x, depth), *chunks), shown * 255 / (2**depth - 1), kind=f"{colour} {depth}"
+    )
 
 
 def png_of_a_palette(rng: random.Random) -> Drawn:
