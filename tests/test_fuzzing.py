@@ -1,12 +1,18 @@
-"""The fuzzer finds what was wrong once: with each mended function as naive as it was, it reports a failure."""
+"""The fuzzer and the kill harness find what was wrong once: with each mended function made naive, they report it."""
 
 import hashlib
 import resource
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fuzz
 import hostile
+import kill_harness
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -49,9 +55,7 @@ def over_black(path: str) -> Image.Image:
 
 
 def from_the_file(self: run.Run, state: dict[str, Any]) -> None:
-    for name, epochs in state["done"].items():
-        lines = (self.folder / name).read_text(errors="replace").splitlines(keepends=True)
-        self.logs[name] = "".join(lines[: epochs + 1])
+    self.logs = {name: (self.folder / name).read_text(errors="replace") for name in state["done"]}
 
 
 def names_and_sizes(data: dataset.ImageSet) -> dict[str, Any]:
@@ -115,3 +119,32 @@ def test_what_was_mended_would_be_found(name, tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     pytest.fail(f"not found by {MOST} inputs")
+
+
+# what is made naive, and what happens to a run of which case
+KILLS = {
+    "logs": ("cache", run.Run, "_take_logs", from_the_file),
+    "teacher": ("cache", run.Run, "begins_with", lambda self, option, found: None),
+    "images": ("tree", identity, "differences", lambda before, now: []),
+    "moved": ("cache", run, "PATHS", set()),
+    "data": ("tree", run, "FREE", run.FREE - {"data_folder"}),
+    "again": ("again", run, "WRITTEN", LEFT),
+}
+
+
+def kill() -> None:
+    """Says of each disturbance whether a naive program has come through."""
+    with tempfile.TemporaryDirectory() as folder:
+        harness = kill_harness.Harness(Path(folder), 0, sys.stdout)
+        for n, (disturbance, (case, place, function, naive)) in enumerate(KILLS.items()):
+            harness.undisturbed(case)
+            with mock.patch.object(place, function, naive):
+                print(disturbance, harness.kill(n, case, signal.SIGKILL, True, disturbance))
+
+
+def test_what_was_mended_would_be_found_by_kills():
+    command = [sys.executable, "-c", "import test_fuzzing; test_fuzzing.kill()"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if line.endswith((" True", " False"))] == [
+        f"{disturbance} False" for disturbance in KILLS
+    ], done.stdout + done.stderr
