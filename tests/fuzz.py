@@ -34,7 +34,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -442,14 +441,13 @@ def fuzz(
                 failures.append(as_json(target, content) | {"error": answer, "traceback": text[-3000:]})
         return found.setdefault(answer, (target, content)) == (target, content)
 
-    with mock.patch.object(models.base, "create_model", functools.cache(models.create_model)):  # of any network one
-        for target, content in known:
-            feed(target, content)
+    for target, content in known:
+        feed(target, content)
+        corpus[target].append(content)
+    while counts.total() < inputs:
+        target, content = next_input(corpus, rng)
+        if feed(target, content):
             corpus[target].append(content)
-        while counts.total() < inputs:
-            target, content = next_input(corpus, rng)
-            if feed(target, content):
-                corpus[target].append(content)
     return found, failures, counts
 
 
@@ -478,9 +476,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     hostile.limit_memory(GIGABYTES)
     start = time.perf_counter()
-    found, failures, counts = fuzz(
-        opt.inputs, opt.seed, (opt.out / "input").absolute(), [*seeds(), *read_corpus(CORPUS)]
-    )
+    known = [*seeds(), *read_corpus(CORPUS)]
+    found, failures, counts = fuzz(opt.inputs, opt.seed, (opt.out / "input").absolute(), known)
     write(opt.out, "corpus", [as_json(*each) for each in found.values()])
     write(opt.out, "failures", failures)
     each = ", ".join(f"{target} {n}" for target, n in counts.items())
