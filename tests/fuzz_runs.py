@@ -269,10 +269,11 @@ class Project:
             self.starts += 1
             self.unsure = any(begun.seen)
             self.started = self.started if self.unsure else None
+        own = {path.name for path in self.folder().glob("*")} & {*OWN}
         with contextlib.ExitStack() as opened:
             with self.perhaps_killed_in_cleaning():
                 opened.enter_context(begun.open(CPU))
-            self.check_folder(fresh)
+            self.check_folder(fresh, own)
             if fresh:
                 self.started, start, done = None, self.starts, 0
             else:
@@ -334,8 +335,11 @@ class Project:
         found = (self.folder() / "log.csv").read_text(errors="replace").splitlines()
         assert found == rows, f"log.csv: {found}"
 
-    def check_folder(self, fresh: bool) -> None:
-        found = {path.name for path in self.folder().iterdir()} - {".lock", *OWN}
+    def check_folder(self, fresh: bool, own: set[str]) -> None:
+        """own: names of files that are nobody's but the user's."""
+        found = {path.name for path in self.folder().iterdir()}
+        assert own <= found, f"removed, and not the run's: {own - found}"
+        found -= {".lock", *OWN}
         assert not any(name.endswith(".tmp") for name in found), f"half written files are left: {found}"
         assert not fresh or found == {"options.json"}, f"left of the run before: {found}"
 

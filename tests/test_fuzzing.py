@@ -87,6 +87,7 @@ BROKEN = {
     "alpha over black": ("image's values", files, "rgb", over_black),
     "exports and predictions stay": ("run", run, "WRITTEN", LEFT),
     "nothing is removed": ("run", run, "WRITTEN", "(?!)"),
+    "everything is removed": ("run", run, "WRITTEN", ".*"),
     "half written files stay": ("run", run, "HALF_WRITTEN", "(?!)"),
     "weights are not compared": ("run", run.Run, "begins_with", lambda self, option, found: None),
     "weights are paths": ("run", run, "PATHS", set()),
