@@ -5,10 +5,10 @@ python tests/fuzz.py --inputs 100000 --seed 0 --out DIR
 
 Inputs are mutations of the seeds below and of what is in `fuzz_corpus.jsonl.xz`; one that is told something new joins
 them. A failure is any exception but those that a user is told in one line, a line that does not name the file, more
-than 10 seconds (3 for a network's name), more than 2 GB, an archive's file outside of its folder, an image of other
-values than it has (`fuzz_images.py`), and a run that goes on, is refused or is left otherwise than the rules say
-(`fuzz_runs.py`). Written to DIR: corpus.jsonl.xz, failures.jsonl.xz, and `input`, the last one, should the process die
-of it. Exit status 1 where something failed.
+than a minute, more than 10 seconds of CPU time (of a network's name 3), more than 2 GB, an archive's file outside of
+its folder, an image of other values than it has (`fuzz_images.py`), and a run that goes on, is refused or is left
+otherwise than the rules say (`fuzz_runs.py`). Written to DIR: corpus.jsonl.xz, failures.jsonl.xz, and `input`, the last
+one, should the process die of it. Exit status 1 where something failed.
 """
 
 import argparse
@@ -402,7 +402,8 @@ def told(target: str, content: bytes, folder: Path) -> str:
     folder.mkdir()
     path = folder / target
     path.write_bytes(content)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # what else the machine does is no fault
+    signal.alarm(6 * SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return f"taken {TARGETS[target](path) or ''}"
@@ -417,6 +418,7 @@ def told(target: str, content: bytes, folder: Path) -> str:
             raise
         return "help"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
 
 
@@ -425,6 +427,7 @@ def fuzz(
 ) -> tuple[dict, list[dict], Counter]:
     """The corpus by what its inputs are told, the failures, how many inputs each target has had."""
     signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     rng, corpus = random.Random(seed), {target: [] for target in targets}
     found: dict[str, Input] = {}
     failures: list[dict] = []
