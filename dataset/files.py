@@ -137,7 +137,7 @@ def _grey(image: Image.Image) -> Image.Image:
     low, high = x.min().item(), x.max().item()
     if image.mode == "F":
         white = 1
-    elif image.mode == "I" and tags:  # 32 bits, of which 8, 16 or all may be in use
+    elif tags and tags[BITSPERSAMPLE][0] > 16:  # 32 bits, of which 8, 16 or all may be in use
         white = 65535 if high > 255 or high == 0 else 0
     else:
         white = 2 ** (tags[BITSPERSAMPLE][0] if tags else 16) - 1

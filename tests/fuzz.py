@@ -1,11 +1,14 @@
-"""Feeds the parsers what nobody would write: checkpoints, configs, command lines, data files, archives.
+"""Feeds the parsers what nobody would write: checkpoints, configs, command lines, data files, archives; and more that
+strangers, disks and hands may do: names of any network, images in any encoding, runs whose surroundings change.
 
 python tests/fuzz.py --inputs 100000 --seed 0 --out DIR
 
 Inputs are mutations of the seeds below and of what is in `fuzz_corpus.jsonl.xz`; one that is told something new joins
 them. A failure is any exception but those that a user is told in one line, a line that does not name the file, more
-than 10 seconds, more than 2 GB, and an archive's file outside of its folder. Written to DIR: corpus.jsonl.xz,
-failures.jsonl.xz, and `input`, the last one, should the process die of it. Exit status 1 where something failed.
+than a minute, more than 10 seconds of CPU time (of a network's name 3), more than 2 GB, an archive's file outside of
+its folder, an image of other values than it has (`fuzz_images.py`), and a run that goes on, is refused or is left
+otherwise than the rules say (`fuzz_runs.py`). Written to DIR: corpus.jsonl.xz, failures.jsonl.xz, and `input`, the last
+one, should the process die of it. Exit status 1 where something failed.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import lzma
 import pickle
 import pickletools
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -27,14 +31,15 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import fuzz_images  # noqa: E402
+import fuzz_runs  # noqa: E402
 import hostile  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -44,8 +49,9 @@ from torch import nn  # noqa: E402
 import models  # noqa: E402
 import train_student  # noqa: E402
 from dataset import cifar10_1, files, tinyimagenet  # noqa: E402
-from helper import checkpoint, options, run_log  # noqa: E402
+from helper import checkpoint, networks, options, run_log  # noqa: E402
 from helper.util import UserError, mendable  # noqa: E402
+from models import wrapped  # noqa: E402
 from scripts import compare_predictions, unpack  # noqa: E402
 
 CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl.xz")
@@ -118,6 +124,10 @@ def read_arrays(path: Path) -> None:
         cifar10_1.cifar10_1(path.parent, version="v6")
 
 
+def read_predictions(path: Path) -> None:
+    compare_predictions.read(path)
+
+
 def read_image(path: Path) -> None:
     with mendable("--dataset"):
         files.read(str(path), 8)
@@ -136,17 +146,70 @@ def unpack_archive(path: Path) -> None:
         assert not any(file.is_symlink() for file in folder.rglob("*"))
 
 
-TARGETS: dict[str, Callable[[Path], None]] = {
+@functools.cache
+def small() -> dict[str, Any]:
+    """The weights of a small network; the packages of others are loaded."""
+    for name in ("torchvision:resnet18", "timm:resnet18"):
+        models.sketch(name)
+    return models.create_model("resnet8", 10).state_dict()
+
+
+def name_drawn(rng: random.Random, ours_alone: bool) -> str:
+    if not ours_alone and rng.random() < 0.05:
+        package = rng.choice(list(models.base._families))
+        return f"{package}:{rng.choice(models.base._families[package].names())}"
+    if rng.random() < 0.2:
+        return rng.choice(models.model_names())
+    depths, widths = [40, 994, 1000, 400000, 10**9, "9" * 4000], [1, 100, 10**9]
+    return f"wrn_{rng.choice(depths)}_{rng.choice(widths)}"
+
+
+def read_named(path: Path) -> None:
+    """A checkpoint of a small network, or a config, that says to be of any. In a second, and room for other work."""
+    rng = random.Random(path.read_bytes())
+    state, by_config = {"model": small()}, rng.random() < 0.3
+    name = name_drawn(rng, by_config)  # a package's network is not refused to somebody who asks for it
+    began, held = time.process_time(), peak_memory()
+    try:
+        if by_config:
+            (path.parent / "config.json").write_text(json.dumps({"options": {"model_s": name, "distill": "none"}}))
+            return settle(["--config", str(path.parent / "config.json")])
+        arguments = {rng.choice(["layers", "width", "channels"]): rng.choice([1, 10**5, 10**10, "x"])}
+        layers = [[rng.choice([*wrapped._wrappers, "x"]), arguments]] * rng.choice([1, 1, 9, 10**5])
+        named = path.with_name("named.pth")
+        torch.save(state | {"model_name": name} | rng.choice([{}, {"wrapped": layers}]), named)
+        found = networks.named({"--path_t": str(named)})
+        networks.restore(found, checkpoint.load(named), "--path_t", str(named), 10, None)
+    finally:
+        seconds, megabytes = time.process_time() - began, peak_memory() - held
+        assert seconds < 3 and megabytes < 200, f"{name:.100} takes {seconds:.1f} s and {megabytes:.0f} MB"
+
+
+def peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def read_values(path: Path) -> str:
+    with mendable("--dataset"):
+        return fuzz_images.read_values(path)
+
+
+TARGETS: dict[str, Callable[[Path], str | None]] = {
     "x.pth": read_checkpoint,
     "x.safetensors": read_checkpoint,
     "config.json": read_config,
     "argv": read_options,
     "annotations": read_annotations,
-    "predictions.csv": lambda path: compare_predictions.read(path),
+    "predictions.csv": read_predictions,
     "npy": read_arrays,
     "x.png": read_image,
     "archive": unpack_archive,
+    "name": read_named,
+    "image's values": read_values,
+    "run": fuzz_runs.read_run,
 }
+DRAWN = {"name", "image's values", "run"}  # by a generator, whose seed the input is
+WEIGHTS = dict(zip(TARGETS, [45, 3, 15, 15, 3, 3, 4, 6, 6, 1, 8, 3], strict=True))
 
 
 # ---- seeds ----
@@ -304,7 +367,9 @@ def mutated_words(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def next_input(corpus: dict[str, list[bytes]], rng: random.Random) -> Input:
-    target = rng.choices(list(TARGETS), [45, 3, 15, 15, 3, 3, 4, 6, 6])[0]
+    target = rng.choices(list(corpus), [WEIGHTS[target] for target in corpus])[0]
+    if target in DRAWN:
+        return target, rng.randbytes(8)
     content, other = rng.choice(corpus[target]), rng.choice(corpus[target])
     if target == "argv":
         return target, mutated_words(content, other, rng)
@@ -337,14 +402,14 @@ def told(target: str, content: bytes, folder: Path) -> str:
     folder.mkdir()
     path = folder / target
     path.write_bytes(content)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # what else the machine does is no fault
+    signal.alarm(6 * SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            TARGETS[target](path)
-        return "taken"
+            return f"taken {TARGETS[target](path) or ''}"
     except UserError as error:
         text = str(error).replace(str(folder), "")
-        if text == str(error) and target not in ("argv", "config.json"):
+        if text == str(error) and target not in ("argv", "config.json", "name"):
             raise AssertionError("the file is not named") from error
         first = text.split()[0].rstrip(":")
         return f"{first if first in parser()._option_string_actions else ''} {places(error)}"
@@ -353,13 +418,17 @@ def told(target: str, content: bytes, folder: Path) -> str:
             raise
         return "help"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
 
 
-def fuzz(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict, list[dict], Counter]:
+def fuzz(
+    inputs: int, seed: int, folder: Path, known: Iterable[Input], targets: Iterable[str] = TARGETS
+) -> tuple[dict, list[dict], Counter]:
     """The corpus by what its inputs are told, the failures, how many inputs each target has had."""
     signal.signal(signal.SIGALRM, too_slow)
-    rng, corpus = random.Random(seed), {target: [] for target in TARGETS}
+    signal.signal(signal.SIGPROF, too_slow)
+    rng, corpus = random.Random(seed), {target: [] for target in targets}
     found: dict[str, Input] = {}
     failures: list[dict] = []
     counts: Counter = Counter()
@@ -375,14 +444,13 @@ def fuzz(inputs: int, seed: int, folder: Path, known: list[Input]) -> tuple[dict
                 failures.append(as_json(target, content) | {"error": answer, "traceback": text[-3000:]})
         return found.setdefault(answer, (target, content)) == (target, content)
 
-    with mock.patch.object(models.base, "create_model", functools.cache(models.create_model)):  # of any network one
-        for target, content in [*seeds(), *known]:
-            feed(target, content)
+    for target, content in known:
+        feed(target, content)
+        corpus[target].append(content)
+    while counts.total() < inputs:
+        target, content = next_input(corpus, rng)
+        if feed(target, content):
             corpus[target].append(content)
-        while counts.total() < inputs:
-            target, content = next_input(corpus, rng)
-            if feed(target, content):
-                corpus[target].append(content)
     return found, failures, counts
 
 
@@ -411,7 +479,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     hostile.limit_memory(GIGABYTES)
     start = time.perf_counter()
-    found, failures, counts = fuzz(opt.inputs, opt.seed, (opt.out / "input").absolute(), read_corpus(CORPUS))
+    known = [*seeds(), *read_corpus(CORPUS)]
+    found, failures, counts = fuzz(opt.inputs, opt.seed, (opt.out / "input").absolute(), known)
     write(opt.out, "corpus", [as_json(*each) for each in found.values()])
     write(opt.out, "failures", failures)
     each = ", ".join(f"{target} {n}" for target, n in counts.items())

@@ -631,7 +631,7 @@ def test_run(name, run, tmp_path, capsys):
 
 def test_fuzzing(tmp_path):
     """A short form of `python tests/fuzz.py`, with all that it has found worth keeping."""
-    kept = fuzz.read_corpus(fuzz.CORPUS)
+    kept = [*fuzz.seeds(), *fuzz.read_corpus(fuzz.CORPUS)]
     found, failures, counts = fuzz.fuzz(2000, 1, tmp_path / "input", kept)
     assert not failures, failures[0]["traceback"]
     assert counts.total() >= 2000 and len(found) > 200

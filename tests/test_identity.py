@@ -544,12 +544,13 @@ def test_the_suite_reads_checkpoints(tmp_path, monkeypatch, capsys):
 
 
 def test_everything_moves(teacher, tmp_path, capsys, monkeypatch):
-    """A project whose save and data folders are renamed: resume, finished runs, --test_only, sweeps, the table."""
-    old, new = tmp_path / "old", tmp_path / "new"
+    """A project that is moved, and its data folder renamed: resume, finished runs, --test_only, sweeps, the table."""
+    old, new, moved = tmp_path / "old", tmp_path / "new", tmp_path / "moved"
     make_tree(old / "data")
 
     def commands(place: Path) -> dict[str, tuple[Callable, list[str]]]:
-        data = ["--dataset", "folder", "--data_folder", str(place / "data"), "--image_size", "16", "--device", "cpu"]
+        images = place / ("images" if place in (new, moved) else "data")
+        data = ["--dataset", "folder", "--data_folder", str(images), "--image_size", "16", "--device", "cpu"]
         common = [*data, "--batch_size", "4", "--epochs", "3", "--save_folder", str(place / "save")]
         files = {name: str(place / "save" / kind / name / "last.pth") for kind, name in
                  (("models", "resnet8_t"), ("student_model", "resnet8_s"))}  # fmt: skip
@@ -567,16 +568,26 @@ def test_everything_moves(teacher, tmp_path, capsys, monkeypatch):
     expected = {p.parent.name: results(p.parent) for p in (old / "save").rglob("last.pth")}
     shutil.copytree(old, tmp_path / "cut")
     old.rename(new)
+    (new / "data").rename(new / "images")
     for name, (main, arguments) in commands(new).items():
         finished(main, arguments, capsys)
         if name != "sweep":
             main([*arguments, "--test_only"])
     for main, arguments in list(commands(tmp_path / "cut").values())[:0:-1]:  # those who begin with others first
-        lost(main, [*arguments, "--resume", "never"], epoch=2)
-    (tmp_path / "cut").rename(tmp_path / "moved")
-    for main, arguments in commands(tmp_path / "moved").values():
+        lost(main, [*arguments, "--resume", "never"], epoch=3)
+    (tmp_path / "cut").rename(moved)
+    (moved / "data").rename(moved / "images")
+    rows = {log: log.read_text().splitlines()[:2] for log in moved.rglob("log.csv")}
+    capsys.readouterr()
+    for name, (main, arguments) in commands(moved).items():
+        if name not in ("sweep", "teacher"):
+            main([*arguments, "--test_only"])  # of the interrupted run
+            assert "this run is finished" not in capsys.readouterr().out
         main(arguments)
-    for path in (tmp_path / "moved" / "save").rglob("last.pth"):
+        said = capsys.readouterr().out
+        assert "this run is finished" in said if name == "teacher" else "continuing" in said
+    assert rows == {log: log.read_text().splitlines()[:2] for log in rows}, "the times of the first epoch"
+    for path in (moved / "save").rglob("last.pth"):
         for a, b in zip(results(path.parent), expected[path.parent.name], strict=True):
             for part in (a, b) if isinstance(a, dict) and "options" in a else ():
                 for key in ("path_t", "path_s", "data_folder"):

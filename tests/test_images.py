@@ -125,6 +125,7 @@ IMAGES = {
     "tiff grey 16, packed": (of_pil(Image.fromarray(WORDS), "TIFF", compression="tiff_lzw"), grey(WORDS / 257)),
     "tiff grey 16, turned": (tiff(1, [16], WORDS.tobytes(), tag_274=6), grey(np.rot90(WORDS, -1) / 257)),
     "tiff grey 16 with a sign": (tiff(1, [16], SIGNED.tobytes(), kind=2), grey(SIGNED / 257)),
+    "tiff grey 16 with a sign, dark": (tiff(1, [16], (SIGNED >> 8).tobytes(), kind=2), grey((SIGNED >> 8) / 257)),
     "tiff grey 32": (tiff(1, [32], WIDE.tobytes()), grey(WIDE / 257)),
     "tiff grey 32 with a sign": (tiff(1, [32], WIDE.tobytes(), kind=2), grey(WIDE / 257)),
     "tiff grey 32, black": (tiff(1, [32], bytes(4 * N * N), kind=2), grey(BYTES * 0)),
