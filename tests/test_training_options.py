@@ -35,6 +35,7 @@ from scripts import summarize
 
 CPU = torch.device("cpu")
 RECIPE = "--opt adamw --learning_rate 0.002 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --clip_grad 1 --accumulate 3"
+RECIPE += " --aug trivialaugment --reprob 0.3 --mixup 0.4 --cutmix 1"
 RECIPE = f"{RECIPE} --smoothing 0.1 --class_weights balanced --ema 0.9 --early_stop 2 --val_split 20".split()
 
 
