@@ -210,8 +210,10 @@ def compare(
     if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
         weights = model.convert(weights)
     own = model.state_dict()
-    head = head_key(model) if hasattr(model, "head") else None  # a network that a method has wrapped may have none
-    free = [head, head.removesuffix("weight") + "bias"] if head and any_classes else []
+    free = []
+    if any_classes and hasattr(model, "head"):  # a network that a method has wrapped may have none
+        heads = [p for name in model.head_names for p in model.get_submodule(name).parameters()]
+        free = [key for key, x in model.state_dict(keep_vars=True).items() if any(x is p for p in heads)]
     # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     surplus = [k for k in weights if k not in own]
