@@ -4,6 +4,7 @@ Welch, 1947. https://doi.org/10.1093/biomet/34.1-2.28
 Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979. https://www.jstor.org/stable/4615733
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 LEVEL = 1 - CONFIDENCE
+ROUNDING = 1e-9  # of percentages
 
 
 class Difference(NamedTuple):
@@ -27,9 +29,11 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> Differenc
     mean = sum(values) / len(values) - sum(reference) / len(reference)
     if min(len(values), len(reference)) < 2:
         return Difference(mean)
-    if len({*values}) == len({*reference}) == 1:
-        return Difference(mean, mean, mean, float(mean == 0))
-    test = stats.ttest_ind(values, reference, equal_var=False)
+    if all(max(sample) - min(sample) < ROUNDING for sample in (values, reference)):
+        return Difference(mean, mean, mean, float(abs(mean) < ROUNDING))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a sample of equal values, which has no variance
+        test = stats.ttest_ind(values, reference, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return Difference(mean, float(low), float(high), float(test.pvalue))
 

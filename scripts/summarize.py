@@ -422,6 +422,7 @@ def main(argv: list[str] | None = None) -> None:
     if opt.html:
         where = opt.html.absolute().parent
         with mendable(f"--html {opt.html}"):
+            opt.html.parent.mkdir(parents=True, exist_ok=True)
             opt.html.write_text(page.render([page_row(row, home, where) for row in rows], lists))
     if opt.out:
         curves = [
