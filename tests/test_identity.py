@@ -435,7 +435,7 @@ def test_other_subsets_say_what_differs(teacher, cut, capsys, monkeypatch):
 
 def test_the_table_keeps_data_apart(tmp_path, capsys):
     """Seeds are averaged where weights and images are the same, wherever they were."""
-    data = {name: make_tree(tmp_path / name) for name in ("a", "b", "c")}
+    data = {name: make_tree(tmp_path / name / "images") for name in ("a", "b", "c")}
     rename(data["c"])
     for seed, name in enumerate(data):
         command = on_tree(data[name], tmp_path / "save", "--epochs", "1", "--trial", str(seed), "--run_name", name)
