@@ -1,4 +1,4 @@
-"""The fuzzer and the kill harness find what was wrong once: with each mended function made naive, they report it."""
+"""The fuzzer and the kill harness find what was wrong once: with each function made naive, they report it."""
 
 import hashlib
 import resource
