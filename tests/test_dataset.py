@@ -72,6 +72,15 @@ def make_tree(root: Path, size: tuple[int, int] = (8, 8), val: str = "val") -> P
     return root
 
 
+def make_h5(place: Path) -> Path:
+    h5py, rng = pytest.importorskip("h5py"), np.random.default_rng(0)
+    for part, n in (("train", 6), ("val", 4)):
+        with h5py.File(place / f"{part}.h5", "w") as file:
+            file["images"] = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+            file["labels"] = np.arange(n) % 2
+    return place
+
+
 def make_cifar10_1(place: Path, patch: pytest.MonkeyPatch, version: str = "v6") -> Path:
     """CIFAR-10 as above, and three images more in the layout of CIFAR-10.1."""
     make_cifar(CIFAR10, place, patch)
@@ -91,6 +100,7 @@ MAKERS = {
     "cinic10-valid": lambda place, patch: make_cinic10(place),
     "digits": lambda place, patch: place,
     "folder": lambda place, patch: make_tree(place),
+    "h5": lambda place, patch: make_h5(place),
     "imagenet": lambda place, patch: make_tree(place),
     "stl10": make_stl10,
     "tinyimagenet": lambda place, patch: make_tinyimagenet(place),
