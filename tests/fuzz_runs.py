@@ -205,13 +205,14 @@ class Project:
         place = {"save_folder": str(self.root / "save"), "data_folder": str(self.root / self.data), "dataset": "folder"}
         limits = {"image_size": 8, "limit_train": None, "limit_val": None, "loader": "memory", "num_workers": 1}
         teacher = {"path_t": [str(self.root / self.teacher)], "memory_gb": 1.0, "test_only": None}
+        later = {"track": "off", "push_to_hub": None, "val_split": None}
         how = {
             "run_name": "r",
             "export": asked,
             "rate": self.rate,
             "resume": self.rng.choice(["auto", "auto", "never"]),
         }
-        return argparse.Namespace(**place, **limits, **teacher, **how)
+        return argparse.Namespace(**place, **limits, **teacher, **later, **how)
 
     def refused(self, opt: argparse.Namespace) -> str:
         """Part of the line that a start must end with, or ""."""
