@@ -185,6 +185,12 @@ def head_key(model: nn.Module) -> str:
     return next(key for key, parameter in state.items() if parameter is model.head.weight)
 
 
+def head_keys(model: nn.Module) -> list[str]:
+    """Of the parameters of all its classifiers."""
+    heads = [p for name in model.head_names for p in model.get_submodule(name).parameters()]
+    return [key for key, x in model.state_dict(keep_vars=True).items() if any(x is p for p in heads)]
+
+
 def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | Path) -> int:
     """How many classes a checkpoint of this kind of network has. Raises UserError where it holds no such classifier."""
     weight = weights_of(state, flag, path).get(head_key(model))
@@ -210,10 +216,7 @@ def compare(
     if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
         weights = model.convert(weights)
     own = model.state_dict()
-    free = []
-    if any_classes and hasattr(model, "head"):  # a network that a method has wrapped may have none
-        heads = [p for name in model.head_names for p in model.get_submodule(name).parameters()]
-        free = [key for key, x in model.state_dict(keep_vars=True).items() if any(x is p for p in heads)]
+    free = head_keys(model) if any_classes and hasattr(model, "head") else []  # a wrapped network may have none
     # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     surplus = [k for k in weights if k not in own]

@@ -79,14 +79,14 @@ def begun(
 ) -> nn.Module:
     """The network, created for the data set, with the weights that a training begins with.
 
-    new_head: it keeps its own classifier; None: where that of the file has other classes.
+    new_head: it keeps its own classifiers; None: where that of the file has other classes.
     """
     sketch(name, state, flag, path)
     if new_head is None:
         new_head = checkpoint.class_count(network, state, flag, path) != len(network.head.weight)
     if new_head:
-        own, weight = network.state_dict(), checkpoint.head_key(network)
-        kept = {key: own[key] for key in (weight, weight.removesuffix("weight") + "bias") if key in own}
+        own = network.state_dict()
+        kept = {key: own[key] for key in checkpoint.head_keys(network)}
         state = state | {"model": checkpoint.weights_of(state, flag, path) | kept}
     return fill(network, name, state, flag, path, None)
 

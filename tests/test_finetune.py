@@ -11,6 +11,7 @@ import train_student
 import train_teacher
 
 NET = "timm:test_resnet"
+TWO_HEADS = "timm:deit_tiny_distilled_patch16_224"
 
 
 def head_of(state: dict[str, torch.Tensor]) -> set[str]:
@@ -53,6 +54,14 @@ def test_published_weights_with_a_head_for_the_data(published, tmp_path, script,
     assert body and all(torch.allclose(found[key], published[key]) for key in body)
     told = json.loads(next(tmp_path.glob("*/r/options.json")).read_text())
     assert told["made_of"]["weights"][flags[-1].removeprefix("--")]
+
+
+def test_both_heads_are_new(tmp_path) -> None:
+    images = models.Images((32, 32), (0.5,) * 3, (0.5,) * 3)
+    file = str(tmp_path / "two.pth")
+    torch.save({"model": models.create_model(TWO_HEADS, 7, images).state_dict(), "model_name": TWO_HEADS}, file)
+    found = start_of(train_student, tmp_path, "--distill", "none", "--path_s", file, "--new_head", "--image_size", "32")
+    assert len(found["head.weight"]) == len(found["head_dist.weight"]) == 10
 
 
 def test_a_file_of_other_classes(tmp_path) -> None:
