@@ -21,8 +21,8 @@ from typing import NamedTuple
 import dataset
 import train_student
 import train_teacher
-from helper import checkpoint, options
-from helper.options import first
+from helper import checkpoint, parsing
+from helper.parsing import first
 from helper.run import parsed
 from helper.util import UserError, command
 
@@ -43,39 +43,39 @@ MODES = "nokd kd allkd kdparam triplet multikd uda takd ab oh rkd pkd sfd".split
 
 def parse(argv: list[str] | None) -> tuple[Namespace, list[str]]:
     passed_on = "Flags of train_student.py on data, training and runs are passed on: train_student.py --help_all."
-    parser = options.BriefParser(__doc__, passed_on)
+    parser = parsing.BriefParser(__doc__, passed_on)
     add = parser.add_argument_group("what is trained").add_argument
     modes = f"{', '.join(MODES)}; or fd: sfd"
     any_of = {"type": str.lower, "choices": [*MODES, "fd"], "metavar": "MODE"}
     first(add("--mode", nargs="+", default=["nokd", "kd"], **any_of, help=modes))
-    first(add("--teacher", type=options.network, default="resnet26", help="the teacher's network"))
-    first(add("--student", type=options.network, default="resnet8", help="the student's network"))
+    first(add("--teacher", type=parsing.network, default="resnet26", help="the teacher's network"))
+    first(add("--student", type=parsing.network, default="resnet8", help="the student's network"))
     first(add("--teacher-checkpoint", metavar="FILE", help="left out, the teacher is trained first"))
     add = parser.add_argument_group("training").add_argument
     data_set = "data set, as --dataset of train_student.py"
-    first(add("--dataset", type=options.known(dataset.find_dataset), default="cifar10", help=data_set))
-    first(add("--epochs", type=options.count, default=100, help="epochs of every network"))
-    first(add("--batch-size", "--batch_size", type=options.count, default=128, help="images of a step"))
+    first(add("--dataset", type=parsing.known(dataset.find_dataset), default="cifar10", help=data_set))
+    first(add("--epochs", type=parsing.count, default=100, help="epochs of every network"))
+    first(add("--batch-size", "--batch_size", type=parsing.count, default=128, help="images of a step"))
     rate = "learning rate of the first epoch"
-    first(add("--learning-rate", "--learning_rate", type=options.above_zero, default=0.1, help=rate))
-    add("--momentum", type=options.above_zero, default=0.9, help="Nesterov's momentum")
-    add("--weight-decay", "--weight_decay", type=options.weight, default=5e-4, help="the optimiser's, of all weights")
+    first(add("--learning-rate", "--learning_rate", type=parsing.above_zero, default=0.1, help=rate))
+    add("--momentum", type=parsing.above_zero, default=0.9, help="Nesterov's momentum")
+    add("--weight-decay", "--weight_decay", type=parsing.weight, default=5e-4, help="the optimiser's, of all weights")
     add("--optimizer", choices=["sgd"], default="sgd", help="there is no other")
     schedules = {"multisteplr": "x 0.1 at 33 and 66 %%", "steplr": "x 0.1 every 50 epochs", "constant": "as it is"}
     rates = "; ".join(f"{name}: {fall}" for name, fall in schedules.items())
     first(add("--scheduler", choices=schedules, default="multisteplr", help=f"how the rate falls; {rates}"))
     add = parser.add_argument_group("run").add_argument
     first(add("--results-dir", default="./save/evaluate_kd", help="runs and tables go to its folder of the data set"))
-    first(add("-t", "--trial", type=options.whole, default=1, help="number of this repetition, and its seed"))
+    first(add("-t", "--trial", type=parsing.whole, default=1, help="number of this repetition, and its seed"))
     add = parser.add_argument_group("modes that train several").add_argument
     allkd = "resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56".split()
-    add("--allkd-teachers", nargs="+", type=options.network, default=allkd, help="allkd: a student of each")
+    add("--allkd-teachers", nargs="+", type=parsing.network, default=allkd, help="allkd: a student of each")
     temperatures, alphas = "kdparam: temperatures of KD", "kdparam: shares of KD's term"
-    add("--kdparam-temperatures", nargs="+", type=options.above_zero, default=[1, 5, 10, 15, 20], help=temperatures)
-    add("--kdparam-alphas", nargs="+", type=options.share, default=[0.1, 0.4, 0.5, 0.7, 1], help=alphas)
-    add("--multikd-teachers", nargs="+", type=options.network, default=["wrn_22_4"], help="multikd: beside --teacher")
+    add("--kdparam-temperatures", nargs="+", type=parsing.above_zero, default=[1, 5, 10, 15, 20], help=temperatures)
+    add("--kdparam-alphas", nargs="+", type=parsing.share, default=[0.1, 0.4, 0.5, 0.7, 1], help=alphas)
+    add("--multikd-teachers", nargs="+", type=parsing.network, default=["wrn_22_4"], help="multikd: beside --teacher")
     assistants = "takd: from the teacher down"
-    add("--takd-assistants", nargs="+", type=options.network, default=["resnet20"], help=assistants)
+    add("--takd-assistants", nargs="+", type=parsing.network, default=["resnet20"], help=assistants)
     opt, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     opt.mode = list(dict.fromkeys("sfd" if mode == "fd" else mode for mode in opt.mode))
     for flag in {argument.split("=")[0] for argument in rest} & {"--run_name", "--save_folder", "--model", "--config"}:

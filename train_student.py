@@ -17,14 +17,14 @@ import models
 from distiller_zoo import KD, Pair, chosen, find_method, method_meanings, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
-from helper import checkpoint, export, networks, options, parallel, schedules, sweep
+from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules, sweep
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
 from helper.step import Precision, Stage
 from helper.teachers import all_teachers, build_teachers, load_teachers
 from helper.trainee import Networks, Trainee
-from helper.util import UserError, command, mendable, seed_everything
+from helper.util import UserError, as_user_error, command, seed_everything
 from helper.validation import test
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
@@ -32,60 +32,60 @@ MEANINGS = {name: method_meanings(find_method(name)) for name in method_names()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__, "Those of a method: --help_method crd.")
-    how = {"dest": "help", "action": options.Help, "text": lambda _, names: chosen.described(names, METHOD_OPTIONS)}
-    how |= {"type": options.names_of(find_method), "nargs": "?", "metavar": "NAMES"}
-    options.first(parser.add_argument("--help_method", **how, help="options and source of methods; alone: all names"))
+    parser = parsing.Parser(__doc__, "Those of a method: --help_method crd.")
+    how = {"dest": "help", "action": parsing.Help, "text": lambda _, names: chosen.described(names, METHOD_OPTIONS)}
+    how |= {"type": parsing.names_of(find_method), "nargs": "?", "metavar": "NAMES"}
+    parsing.first(parser.add_argument("--help_method", **how, help="options and source of methods; alone: all names"))
     group = parser.add_argument_group("distillation")
-    options.first(group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints"))
+    parsing.first(group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints"))
     group.add_argument(
-        "--model_t", "--teacher_name", type=options.network, nargs="+",
+        "--model_t", "--teacher_name", type=parsing.network, nargs="+",
         help="the teachers' networks; default: as the checkpoint or its folder's name says",
     )  # fmt: skip
     group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
     model_s = "the student's network; default: as in its file, else resnet8"
-    options.first(group.add_argument("--model_s", "--student_name", type=options.network, help=model_s))
+    parsing.first(group.add_argument("--model_s", "--student_name", type=parsing.network, help=model_s))
     group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
     group.add_argument("--pretrained_s", action="store_true", help="the student starts from its published weights")
     group.add_argument("--new_head", action="store_true", help="with a new classifier in the place of that of --path_s")
-    names, methods = options.names_of(find_method), "method, or several as crd,at; --help_method lists all"
-    options.first(group.add_argument("--distill", "--kd_method", type=names, default="kd", help=methods))
+    names, methods = parsing.names_of(find_method), "method, or several as crd,at; --help_method lists all"
+    parsing.first(group.add_argument("--distill", "--kd_method", type=names, default="kd", help=methods))
     of_ce, of_kd = "weight of the cross entropy; default: as published", "weight of KD; default: as published"
     of_methods = "weight of each method, as 0.8,1000; default: as published"
-    options.first(group.add_argument("-r", "--gamma", type=options.weight, help=of_ce))
-    options.first(group.add_argument("-a", "--alpha", type=options.weight, help=of_kd))
-    options.first(group.add_argument("-b", "--beta", type=options.weight_list, help=of_methods))
+    parsing.first(group.add_argument("-r", "--gamma", type=parsing.weight, help=of_ce))
+    parsing.first(group.add_argument("-a", "--alpha", type=parsing.weight, help=of_kd))
+    parsing.first(group.add_argument("-b", "--beta", type=parsing.weight_list, help=of_methods))
     group.add_argument(
         "--weights", choices=["paper", "default"], default="paper",
         help="paper: what is left out is as published for the pair (configs/cifar100_pairs.csv), else the method's own",
     )  # fmt: skip
-    group.add_argument("--init_epochs", type=options.whole, help="epochs of an initialisation; default: as published")
+    group.add_argument("--init_epochs", type=parsing.whole, help="epochs of an initialisation; default: as published")
     group.add_argument(
-        "--init_learning_rate", type=options.above_zero,
+        "--init_learning_rate", type=parsing.above_zero,
         help="learning rate of an initialisation; default: as published, else that of the training",
     )  # fmt: skip
     group.add_argument(
         "--init_lr_decay_epochs",
-        type=options.epoch_list,
+        type=parsing.epoch_list,
         help="its rate falls after these epochs; default: as published",
     )
     group.add_argument(
-        "--warm_up", type=options.whole, metavar="N", help="epochs in which -b rises; default: as published"
+        "--warm_up", type=parsing.whole, metavar="N", help="epochs in which -b rises; default: as published"
     )
     group.add_argument(
-        "--dot", type=options.share, metavar="DELTA",
+        "--dot", type=parsing.share, metavar="DELTA",
         help="DOT: the momentum is DELTA less for the labels' gradient, and DELTA more for the others'",
     )  # fmt: skip
     group.add_argument(
         "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
     )
     group.add_argument(
-        "--ea_weights", type=options.above_zero, nargs="?", const=100.0, metavar="BOUND",
+        "--ea_weights", type=parsing.above_zero, nargs="?", const=100.0, metavar="BOUND",
         help="KD and methods weigh samples by their entropies; BOUND: the largest, alone 100 as in EA-KD on KD and DKD",
     )  # fmt: skip
-    group.add_argument("--mcl_tau", type=options.share, help="--ema, by the name that its paper gives it")
-    group.add_argument("--mcl_every", type=options.count, default=1, help="steps between two moves of the slow weights")
-    options.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"}, MEANINGS)
+    group.add_argument("--mcl_tau", type=parsing.share, help="--ema, by the name that its paper gives it")
+    group.add_argument("--mcl_every", type=parsing.count, default=1, help="steps between two moves of the slow weights")
+    parsing.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"}, MEANINGS)
     sweep.add_options(parser)
     options.add_teacher_options(parser)
     options.add_data_options(parser)
@@ -117,7 +117,7 @@ def settle(opt: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def new_student(opt: argparse.Namespace, start: dict, data: dataset.ImageSet) -> nn.Module:
     """start: the weights that it starts from, or {}."""
-    network = networks.create(opt.model_s, "--model_s", len(data.classes), options.images_of(data), opt.drop_path)
+    network = networks.create(opt.model_s, "--model_s", len(data.classes), loading.images_of(data), opt.drop_path)
     if opt.pretrained_s and start:
         return networks.begun(network, opt.model_s, start, "--pretrained_s", opt.model_s, None)
     return networks.begun(network, opt.model_s, start, "--path_s", opt.path_s, opt.new_head) if start else network
@@ -139,7 +139,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
     anew = functools.partial(new_student, opt, {}, data)
     pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew)
-    with mendable(f"--distill {','.join(opt.distill)}"):
+    with as_user_error(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
         weighed = [method for method, beta in zip(methods.values(), opt.beta, strict=True) if beta]
@@ -149,7 +149,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
             student = method.wrap(student)
     criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
     criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
-    criterion.label_loss = options.label_loss(opt, data).to(device)
+    criterion.label_loss = loading.label_loss(opt, data).to(device)
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept
@@ -169,7 +169,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
         rate = schedules.Steps(opt.init_learning_rate, opt.init_lr_decay_epochs, opt.lr_decay_rate)
         how = True, criterion.init_reads, criterion.init_runs_student
         stages.insert(0, Stage("init", opt.init_epochs, criterion.init, rate, *how))
-    facts = options.facts(opt.model_s, student, data)
+    facts = loading.facts(opt.model_s, student, data)
     return Trainee(job.run, opt, Networks(student, criterion, slow, beside), stages, facts, device), augment
 
 
@@ -187,7 +187,7 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     if jobs[0].opt.sweep:
         sweep.check_device(device)
     first = jobs[0].opt
-    if parallel.several() and first.dot is not None:
+    if parallel.is_distributed() and first.dot is not None:
         raise UserError("--dot: expected one process: gradients of two losses do not travel")
     states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
     taught_by = checkpoint.digests("--path_t", first.path_t or [], states)
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     if waiting and opt.test_only is None:
         states = all_teachers(opt, states, [student.run for student in waiting])
     finished = [student.run for student in students if student.run.finished]
-    options.check_data_of(opt, finished)
+    loading.check_data_of(opt, finished)
     for run in finished:
         run.already_done()
     if waiting:
@@ -238,13 +238,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_students(students: list[Student], states: list[dict], device: torch.device) -> None:
     run, opt = students[0].run, students[0].opt
-    data = options.load_data(opt, [student.run for student in students])
+    data = loading.load_data(opt, [student.run for student in students])
     if opt.test_only is not None:  # a file says itself how its network was wrapped
         flag = "--test_only" if run.state else "--path_s"
         state = run.state or students[0].start
-        kind = len(data.classes), options.images_of(data)
+        kind = len(data.classes), loading.images_of(data)
         network = networks.restore(opt.model_s, state, flag, run.tested, *kind)
-        return test(run, network, options.val_batches(opt, data, device), Precision(opt.amp, device))
+        return test(run, network, loading.val_batches(opt, data, device), Precision(opt.amp, device))
 
     shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
 
@@ -253,7 +253,7 @@ def train_students(students: list[Student], states: list[dict], device: torch.de
         return shared.group(trainee, views), trainee
 
     def finished(trainee: Trainee) -> None:
-        export.save(trainee.run, trainee.kept, shared.val_batches, options.images_of(data), data.classes)
+        export.save(trainee.run, trainee.kept, shared.val_batches, loading.images_of(data), data.classes)
 
     if opt.sweep:
         return sweep.train(students, build, finished)

@@ -11,7 +11,7 @@ import torch
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, networks, options, parallel, schedules
+from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules
 from helper.loops import Group, fit
 from helper.run import Run
 from helper.step import Precision, Stage
@@ -21,9 +21,9 @@ from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = parsing.Parser(__doc__)
     default = "default: as in the --test_only file, else resnet110"
-    options.first(parser.add_argument("--model", type=options.network, help=f"the network that is trained; {default}"))
+    parsing.first(parser.add_argument("--model", type=parsing.network, help=f"the network that is trained; {default}"))
     parser.add_argument("--pretrained", action="store_true", help="starts from the network's published weights")
     parser.add_argument("--initial_checkpoint", metavar="FILE", help="starts from these weights")
     parser.add_argument("--new_head", action="store_true", help="with a new classifier in the place of the file's")
@@ -60,13 +60,13 @@ def main(argv: list[str] | None = None) -> None:
     name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
     run = Run("models", name, opt)
     if run.finished:
-        options.check_data_of(opt, [run])
+        loading.check_data_of(opt, [run])
         return run.already_done()
     flag, path, start = weights_to_start_from(opt, run)
 
-    data = options.load_data(opt, [run])
-    val_batches = options.val_batches(opt, data, device)
-    kind = len(data.classes), options.images_of(data)
+    data = loading.load_data(opt, [run])
+    val_batches = loading.val_batches(opt, data, device)
+    kind = len(data.classes), loading.images_of(data)
     if opt.test_only is not None:
         model = networks.restore(opt.model, run.state, "--test_only", run.tested, *kind)
         return test(run, model, val_batches, Precision(opt.amp, device))
@@ -77,14 +77,14 @@ def main(argv: list[str] | None = None) -> None:
         model = networks.begun(model, opt.model, start, flag, path, opt.new_head or (None if opt.pretrained else False))
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
-    criterion.label_loss = options.label_loss(opt, data).to(device)
+    criterion.label_loss = loading.label_loss(opt, data).to(device)
     augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
-    batches = options.train_batches(opt, data, augment, device)
+    batches = loading.train_batches(opt, data, augment, device)
     stage = Stage("", opt.epochs, criterion, schedules.of(opt))
-    facts, slow = options.facts(opt.model, model, data), options.slow_weights(opt, model)
+    facts, slow = loading.facts(opt.model, model, data), loading.slow_weights(opt, model)
     trainee = Trainee(run, opt, Networks(model, criterion, slow), [stage], facts, device)
-    fit(trainee, Group(batches, val_batches, options.test_batches(opt, data, device)))
-    export.save(run, trainee.kept, val_batches, options.images_of(data), data.classes)
+    fit(trainee, Group(batches, val_batches, loading.test_batches(opt, data, device)))
+    export.save(run, trainee.kept, val_batches, loading.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

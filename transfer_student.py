@@ -14,7 +14,7 @@ from torch import nn
 import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, networks, options, parallel, schedules
+from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.step import Precision, Stage
@@ -24,13 +24,13 @@ from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = parsing.Parser(__doc__)
     add = parser.add_argument_group("probe").add_argument
     model_s = "its network; default: as the checkpoint or its folder's name says"
     bn = "eval: the frozen network stays as it is; train: its BatchNorm statistics drift, as published"
-    options.first(add("--path_s", metavar="FILE", required=True, help="checkpoint of the probed network; required"))
-    options.first(add("--model_s", type=options.network, help=model_s))
-    options.first(add("--probe_bn", choices=["eval", "train"], default="eval", help=bn))
+    parsing.first(add("--path_s", metavar="FILE", required=True, help="checkpoint of the probed network; required"))
+    parsing.first(add("--model_s", type=parsing.network, help=model_s))
+    parsing.first(add("--probe_bn", choices=["eval", "train"], default="eval", help=bn))
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=120, decay="30,60,90")
@@ -64,12 +64,12 @@ def main(argv: list[str] | None = None) -> None:
     run = Run("transfer", name, opt)
     run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [state]))
     if run.finished:
-        options.check_data_of(opt, [run])
+        loading.check_data_of(opt, [run])
         return run.already_done()
     checkpoint.existing(opt.path_s, "--path_s", "last.pth")
 
-    data = options.load_data(opt, [run])
-    val_batches, images = options.val_batches(opt, data, device), options.images_of(data)
+    data = loading.load_data(opt, [run])
+    val_batches, images = loading.val_batches(opt, data, device), loading.images_of(data)
     if opt.test_only is not None:
         student = networks.restore(opt.model_s, run.state, "--test_only", run.tested, len(data.classes), images)
         return test(run, student, val_batches, Precision(opt.amp, device))
@@ -87,15 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     student.to(device, memory_format=torch.channels_last)
 
     criterion = Criterion()
-    criterion.label_loss = options.label_loss(opt, data).to(device)
+    criterion.label_loss = loading.label_loss(opt, data).to(device)
     augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
-    batches = options.train_batches(opt, data, augment, device)
+    batches = loading.train_batches(opt, data, augment, device)
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, schedules.of(opt), train_mode=train_mode)
-    facts, slow = options.facts(opt.model_s, student, data), options.slow_weights(opt, student)
+    facts, slow = loading.facts(opt.model_s, student, data), loading.slow_weights(opt, student)
     trainee = Trainee(run, opt, Networks(student, criterion, slow), [stage], facts, device)
-    fit(trainee, Group(batches, val_batches, options.test_batches(opt, data, device)))
-    export.save(run, trainee.kept, val_batches, options.images_of(data), data.classes)
+    fit(trainee, Group(batches, val_batches, loading.test_batches(opt, data, device)))
+    export.save(run, trainee.kept, val_batches, loading.images_of(data), data.classes)
 
 
 if __name__ == "__main__":

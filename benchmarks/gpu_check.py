@@ -24,7 +24,7 @@ import torch
 import train_student
 import train_teacher
 from distiller_zoo import find_method, method_names
-from helper import checkpoint, options, util
+from helper import checkpoint, parsing, util
 from helper.captured import Captured
 from helper.trainee import Trainee
 
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is checked")
     add("--device", default="cuda", help="cpu, cuda, cuda:1, ...")
-    add("--methods", type=options.names_of(find_method), default=method_names(), help="of `recorded`; default: all")
+    add("--methods", type=parsing.names_of(find_method), default=method_names(), help="of `recorded`; default: all")
     add(
         "--pair",
         default="resnet32x4:resnet8x4",
@@ -45,8 +45,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the networks",
     )
     add("--data_folder", help="images as train/<class>/* and val/<class>/*; left out, noise")
-    add("--images", type=options.count, default=1200, help="of the training set")
-    add("--batch_size", type=options.count, default=64, help="images of a step")
+    add("--images", type=parsing.count, default=1200, help="of the training set")
+    add("--batch_size", type=parsing.count, default=64, help="images of a step")
     add("--options", default="", help="more options of the scripts, in one string")
     add("--out", type=Path, default=Path("save/gpu_check"), help="folder of the results")
     return parser.parse_args(argv)

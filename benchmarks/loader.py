@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder  # noqa: E402
 
 import dataset  # noqa: E402
 from dataset.storage import LARGEST_KEPT  # noqa: E402
-from helper import checkpoint, options, util  # noqa: E402
+from helper import checkpoint, parsing, util  # noqa: E402
 
 SETS = ["folder", "imagenet", "tinyimagenet"]  # whose train/ is as ImageFolder reads it
 
@@ -36,12 +36,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", choices=SETS, default="tinyimagenet", help="data set that is read")
     add("--data_folder", default="./data", help="where the data set is")
-    add("--image_size", type=options.count, help="pixels; default: the data set's own")
-    add("--images", type=options.count, help="of the training set; default: all")
-    add("--batch_size", type=options.number(int, 2), default=64, help="images of a step")
-    add("--num_workers", type=options.count, default=os.cpu_count(), help="of each loader")
+    add("--image_size", type=parsing.count, help="pixels; default: the data set's own")
+    add("--images", type=parsing.count, help="of the training set; default: all")
+    add("--batch_size", type=parsing.number(int, 2), default=64, help="images of a step")
+    add("--num_workers", type=parsing.count, default=os.cpu_count(), help="of each loader")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--repeats", type=options.count, default=5, help="how many times each is timed")
+    add("--repeats", type=parsing.count, default=5, help="how many times each is timed")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     data = {}
     for loader in ("stream", "memory"):
         storage = dataset.Storage(loader, memory_gb=1000, workers=opt.num_workers)
-        with util.mendable(f"--dataset {opt.dataset}"):
+        with util.as_user_error(f"--dataset {opt.dataset}"):
             if loader == "stream" or data["stream"].train_images.size <= LARGEST_KEPT:
                 size, images = opt.image_size, opt.images
                 data[loader] = dataset.load(opt.dataset, opt.data_folder, size, images, storage=storage)

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import crd  # noqa: E402, F401  registers its methods
 import models  # noqa: E402
 from distiller_zoo import find_method, method_names  # noqa: E402
-from helper import checkpoint, options, util  # noqa: E402
+from helper import checkpoint, parsing, util  # noqa: E402
 
 # what RepDistiller calls those of ours that it has
 PEER = "kd hint attention similarity correlation vid rkd pkt abound factor fsp nst kdsvd crd".split()
@@ -36,7 +36,7 @@ SWEEP = "sweep"  # in the place of a method: several students, whose images coun
 def pair(text: str) -> tuple[str, str]:
     """`resnet32x4:resnet8x4` -> the two names; where these have colons, a space parts them."""
     teacher, _, student = text.partition(" " if " " in text else ":")
-    return options.network(teacher), options.network(student)
+    return parsing.network(teacher), parsing.network(student)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -50,26 +50,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="TEACHER:STUDENT",
         help="the networks",
     )
-    add("--methods", type=options.names_of(find_method), default=method_names(), help="default: all")
+    add("--methods", type=parsing.names_of(find_method), default=method_names(), help="default: all")
     add(
         "--sweep", metavar="ITEMS", help="students that are trained at once, as train_student.py has them: one more row"
     )
-    add("--batch_size", type=options.number(int, 2), default=64, help="images of a step")
+    add("--batch_size", type=parsing.number(int, 2), default=64, help="images of a step")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--amp", choices=["off", "bf16", "fp16"], nargs="+", default=["off"], help="several: of ours, in turn")
     add("--compile", action="store_true", help="torch.compile the networks")
-    add("--images", type=options.count, default=1600, help="of the training set")
-    add("--bank", type=options.whole, default=0, help="rows of the memory banks; 0: a row an image")
-    add("--threads", type=options.count, default=os.cpu_count(), help="of each process")
+    add("--images", type=parsing.count, default=1600, help="of the training set")
+    add("--bank", type=parsing.whole, default=0, help="rows of the memory banks; 0: a row an image")
+    add("--threads", type=parsing.count, default=os.cpu_count(), help="of each process")
     add("--options", default="", help="more options of train_student.py, in one string")
     add("--peer", type=Path, metavar="DIR", help="a RepDistiller checkout to time in turn with ours")
-    add("--peer_workers", type=options.whole, default=2, help="processes that load its data")
-    add("--repeats", type=options.count, default=5, help="how many times each is timed")
-    add("--warm_up", type=options.count, default=1, help="steps of each sample that do not count")
-    add("--steps", type=options.count, default=1000, help="of each sample, at most")
-    add("--seconds", type=options.above_zero, default=2.0, help="of each sample, at most but for one step")
-    add("--minutes", type=options.above_zero, default=60.0, help="of all; less repeats where time is short")
-    add("--together", type=options.count, default=6, help="methods whose processes are in memory at once")
+    add("--peer_workers", type=parsing.whole, default=2, help="processes that load its data")
+    add("--repeats", type=parsing.count, default=5, help="how many times each is timed")
+    add("--warm_up", type=parsing.count, default=1, help="steps of each sample that do not count")
+    add("--steps", type=parsing.count, default=1000, help="of each sample, at most")
+    add("--seconds", type=parsing.above_zero, default=2.0, help="of each sample, at most but for one step")
+    add("--minutes", type=parsing.above_zero, default=60.0, help="of all; less repeats where time is short")
+    add("--together", type=parsing.count, default=6, help="methods whose processes are in memory at once")
     add(
         "--start_together", action="store_true", help="start these at once: quicker, but first steps are not to compare"
     )

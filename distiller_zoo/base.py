@@ -160,22 +160,22 @@ class Distiller(nn.Module):
         """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
         return o._replace(feats=(), preacts=(), dist=())
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss of each row of the outputs, [B]. With this in the place of `forward`, samples can have weights."""
         raise NotImplementedError
 
-    def rest(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
-        """What a method adds to the mean of `each`, from logits as they are: what is no single sample's."""
+    def batch_term(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
+        """What a method adds to the mean of `per_sample`, from logits as they are: what is no single sample's."""
         return 0.0
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The loss: one scalar, float32 (float64 for float64 inputs)."""
-        return self.each(s, t, batch).mean() + self.rest(s, t, batch)
+        return self.per_sample(s, t, batch).mean() + self.batch_term(s, t, batch)
 
     @classmethod
-    def by_sample(cls) -> bool:
-        """Whether its loss is a mean of `each`, whose samples may have weights."""
-        return cls.each is not Distiller.each and cls.forward is Distiller.forward
+    def has_per_sample(cls) -> bool:
+        """Whether its loss is a mean of `per_sample`, whose samples may have weights."""
+        return cls.per_sample is not Distiller.per_sample and cls.forward is Distiller.forward
 
 
 _methods: dict[str, type[Distiller]] = {}

@@ -10,9 +10,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from helper import options
+from helper import parsing
 from helper.teachers import named_teachers
-from helper.util import OneLineParser, UserError, mendable
+from helper.util import OneLineParser, UserError, as_user_error
 
 from .base import Distiller, find_method, method_meanings
 from .dot import DOT
@@ -49,8 +49,8 @@ def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
         if getattr(opt, key) is None:
             setattr(opt, key, [float(row[flag])] if flag == "b" else float(row[flag]))
             said.append(f"-{flag} {float(row[flag]):g}")
-    parser = options.Parser(PAIRS.name)
-    options.add_method_options(parser, {name: flags[name]})
+    parser = parsing.Parser(PAIRS.name)
+    parsing.add_method_options(parser, {name: flags[name]})
     for key, value in vars(parser.parse_args(row["options"].split())).items():
         if key in flags[name] and key not in opt:
             setattr(opt, key, value)
@@ -74,8 +74,8 @@ def described(names: list[str] | None, flags: Flags) -> str:
         taught = cls.weights[1] or cls.init_loss or (cls.weights[2] and cls.needs_teacher(keywords))
         teacher = "With these it needs a teacher (--path_t)." if taught else "With these it needs no teacher."
         parser = OneLineParser(add_help=False)
-        options.add_method_options(parser, {cls.name: flags[cls.name]}, meanings={cls.name: method_meanings(cls)})
-        formatter = options.Shown("")
+        parsing.add_method_options(parser, {cls.name: flags[cls.name]}, meanings={cls.name: method_meanings(cls)})
+        formatter = parsing.Shown("")
         for text in (f"{', '.join([cls.name, *cls.aliases])}: {source}", loss, f"{weights}. {teacher}"):
             formatter.add_text(text)
         formatter.start_section(f"options of {cls.name}")
@@ -112,7 +112,7 @@ def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
     used = opt.distill + ([KD.name] if opt.alpha else [])
     if opt.alpha and "kd_T" not in opt:
         opt.kd_T = methods[0].temperature
-    return options.take_method_options(opt, {name: flags[name] for name in used}, flags)
+    return parsing.take_method_options(opt, {name: flags[name] for name in used}, flags)
 
 
 def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
@@ -130,7 +130,7 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     if opt.new_head and not opt.path_s:
         raise UserError("--new_head has no effect without --path_s")
     if opt.dot is not None:
-        with mendable(f"--dot {opt.dot:g}"):
+        with as_user_error(f"--dot {opt.dot:g}"):
             DOT.check(opt)
     for flag in ("smoothing", "class_weights"):
         if getattr(opt, flag) and not opt.gamma:
@@ -148,7 +148,7 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in weighed)):
         raise UserError(f"--standardise has no effect: nothing compares logits in --distill {','.join(opt.distill)}")
     if opt.ea_weights is not None:
-        whole = ", ".join(cls.name for cls in weighed if not cls.by_sample())
+        whole = ", ".join(cls.name for cls in weighed if not cls.has_per_sample())
         if whole or not (opt.alpha or weighed):
             reason = f"the loss of {whole} is no mean over samples" if whole else "nothing compares logits"
             raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")

@@ -119,12 +119,12 @@ class Criterion(nn.Module):
     def loss(self, method: Distiller, s: Output, t: Any, batch: Batch) -> Tensor:
         """The method's loss with what --standardise and --ea_weights do to it. t: as the method takes it."""
         s_m, t_m = (self.seen(o) for o in (s, t)) if self.standardise and method.standardisable else (s, t)
-        if not method.by_sample():
+        if not method.has_per_sample():
             return method(s_m, t_m, batch)
-        each = method.each(s_m, t_m, batch)
+        each = method.per_sample(s_m, t_m, batch)
         if self.ea_bound is not None:
             each = each * importance(*(entropy(o.logits, 3.0) for o in (s, t)), self.ea_bound)
-        return each.mean() + method.rest(s, t, batch)
+        return each.mean() + method.batch_term(s, t, batch)
 
     def seen(self, o: Any) -> Any:
         """An Output, several, or None, with standardised logits."""

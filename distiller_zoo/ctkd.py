@@ -49,7 +49,7 @@ class CTKD(Distiller, name="ctkd"):
         """What the gradient of the temperature is multiplied by: 0 falls to -1."""
         return (math.cos(math.pi * min(self.epoch / self.epochs, 1.0)) - 1) / 2
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         fixed = self.theta.detach()
         theta = fixed + self.reversal * (self.theta - fixed)
         T = self.lowest + self.range * theta.sigmoid()

@@ -34,7 +34,7 @@ class DeiTHard(Distilled, name="deit_hard"):
 
     weights = (0.5, 0.0, 0.5)
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_t = full(t.logits.detach())
         # argmax alone would hide that the teacher says NaN
         return F.cross_entropy(full(s.dist[0]), z_t.argmax(1), reduction="none") + 0 * z_t.amax(1)
@@ -50,5 +50,5 @@ class DeiTSoft(Distilled, name="deit_soft"):
         super().__init__(pair)
         self.T = deit_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return kd_each(s.dist[0], t.logits, self.T)

@@ -48,7 +48,7 @@ class DKD(Distiller, name="dkd"):
         super().__init__(pair)
         self.alpha, self.beta, self.T = dkd_alpha, dkd_beta, dkd_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t = full(s.logits) / self.T, full(t.logits.detach()) / self.T
         target, others = decoupled(z_s, z_t, labels_of(s, batch))
         return self.T**2 * (self.alpha * target + self.beta * others)

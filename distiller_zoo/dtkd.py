@@ -31,7 +31,7 @@ class DTKD(Distiller, name="dtkd"):
         super().__init__(pair)
         self.alpha, self.beta, self.T = dtkd_alpha, dtkd_beta, dtkd_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t = full(s.logits), full(t.logits.detach())
         a, b = (z.amax(1, keepdim=True).clamp_min(self.least) for z in (z_s, z_t))
         T_s, T_t = 2 * self.T * a / (a + b), 2 * self.T * b / (a + b)

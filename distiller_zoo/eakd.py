@@ -43,4 +43,4 @@ class EAKD(Distiller, name="eakd"):
         return importance(*(entropy(z, self.entropy_T, self.clamped) for z in (z_s, z_t)), self.bound)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        return (self.importance(s.logits, t.logits) * self.inner.each(s, t, batch)).mean()
+        return (self.importance(s.logits, t.logits) * self.inner.per_sample(s, t, batch)).mean()

@@ -25,6 +25,6 @@ class Hinton(Distiller, name="hinton"):
         super().__init__(pair)
         self.T = kd_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         p_t = F.softmax(full(t.logits.detach()) / self.T, dim=1)
         return F.cross_entropy(full(s.logits) / self.T, p_t, reduction="none") * self.T**2

@@ -1,7 +1,7 @@
 """The sample weights of EA-KD: Entropy-based Adaptive Knowledge Distillation. Su et al., ICCV 2025.
 https://arxiv.org/abs/2311.13621
 
-`--ea_weights` puts them on KD and on every method that has a loss of each sample (`Distiller.each`).
+`--ea_weights` puts them on KD and on every method that has a loss of each sample (`Distiller.per_sample`).
 """
 
 import torch.nn.functional as F

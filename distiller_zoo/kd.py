@@ -43,5 +43,5 @@ class KD(Distiller, name="kd"):
         super().__init__(pair)
         self.kd_T = kd_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return kd_each(s.logits, t.logits, self.kd_T)

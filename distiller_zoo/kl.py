@@ -35,5 +35,5 @@ class KL(Distiller, name="kl"):
             z_s = z_s.gather(1, classes)
         return kd_each(z_s, z_t, self.T)
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return self.of_logits(s.logits, t.logits)

@@ -21,5 +21,5 @@ class LSKD(KD, name="lskd", aliases=("kd_ls",)):
     def __init__(self, pair: Pair, *, kd_T: Temperature = 2.0) -> None:
         super().__init__(pair, kd_T=kd_T)
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         return kd_each(standardise(s.logits), standardise(t.logits), self.kd_T)

@@ -32,6 +32,6 @@ class LumiNet(Distiller, name="luminet"):
         super().__init__(pair)
         self.alpha, self.T = luminet_alpha, luminet_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_s, log_t = (F.log_softmax(perceived(full(z)) / self.T, dim=1) for z in (s.logits, t.logits.detach()))
         return self.alpha**2 * kl_rows(log_s, log_t)

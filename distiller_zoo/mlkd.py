@@ -54,7 +54,7 @@ class MLKD(Distiller, name="mlkd"):
     def views(self, augment: Augment) -> WeakAndStrong:
         return WeakAndStrong(augment, partial(RandAugment, magnitude=10))
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """KD. s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
         z_s, z_t = full(s.logits), full(t.logits.detach())
         kd = [kd_each(z_s, z_t, T).unflatten(0, (-1, 2)) for T in self.temperatures]  # [B, 2] each
@@ -63,7 +63,7 @@ class MLKD(Distiller, name="mlkd"):
         samples = up_to_median(z_t[::2].softmax(1).amax(1))
         return 2 * torch.stack([samples * weak + repeated, strong], 1).flatten()  # the mean is over both views
 
-    def rest(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def batch_term(self, s: Output, t: Output, batch: Batch) -> Tensor:
         """The relations, in the weak view."""
         z_s, z_t = full(s.logits[::2]), full(t.logits.detach()[::2])
         p_t = z_t.softmax(1)

@@ -36,7 +36,7 @@ class NKD(Distiller, name="nkd"):
         super().__init__(pair)
         self.gamma, self.T = nkd_gamma, nkd_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         others = other_part(z_s, z_t, labels, self.T)
         return target_part(z_s, z_t, labels) + self.gamma * others

@@ -42,7 +42,7 @@ class NormKD(Distiller, name="normkd"):
         """[B, 1]"""
         return self.T * (centred(z, 1)[1] / max(z.shape[1] - 1, 1)).sqrt()
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t = full(s.logits), full(t.logits.detach())
         T_t = self.temperature_of(z_t)
         z_s, z_t = z_s / self.temperature_of(z_s), z_t / T_t

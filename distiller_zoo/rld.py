@@ -46,7 +46,7 @@ class RLD(Distiller, name="rld"):
         super().__init__(pair)
         self.alpha, self.beta, self.T, self.label_T = rld_alpha, rld_beta, rld_T, rld_label_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         log_s, log_t = one_and_rest(z_s / self.label_T, labels), one_and_rest(z_t / self.label_T, z_t.argmax(1))
         confidence = self.label_T**2 * kl_rows(log_s, log_t)

@@ -50,7 +50,7 @@ class SDD(Distiller, name="sdd"):
         fine = F.adaptive_avg_pool2d(f, 4)
         return torch.cat([F.adaptive_avg_pool2d(fine, n).flatten(2) for n in self.cells], 2).unsqueeze(2)
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s = classify(self.head_s[0], self.regions(self.map_s(s)))
         z_t = classify(self.head_t, self.regions(self.map_t(t).detach()))
         return self.of_regions(z_s.squeeze(2), z_t.squeeze(2), labels_of(s, batch))

@@ -26,6 +26,6 @@ class TTM(Distiller, name="ttm"):
         super().__init__(pair)
         self.power = ttm_gamma
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_t = F.log_softmax(full(t.logits.detach()) * self.power, dim=1)
         return kl_rows(F.log_softmax(full(s.logits), dim=1), log_t)

@@ -60,7 +60,7 @@ class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
             u = a / (v @ kernel.T + 1e-8)
         return (u @ (kernel * self.cost.to(a.dtype)) * v).sum(1)
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         own = is_label(z_s, labels)
         a, b = (without(z / self.T, own).softmax(1) for z in (z_s, z_t))

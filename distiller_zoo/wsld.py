@@ -25,7 +25,7 @@ class WSLD(Distiller, name="wsld"):
         super().__init__(pair)
         self.T = wsld_T
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_s, z_t, labels = full(s.logits), full(t.logits.detach()), labels_of(s, batch)
         hard_s, hard_t = (F.cross_entropy(z, labels, reduction="none") for z in (z_s.detach(), z_t))
         weight = 1 - (-hard_s / (hard_t + 1e-7)).exp()

@@ -13,6 +13,6 @@ from .ttm import TTM
 class WTTM(TTM, name="wttm"):
     """Each sample counts as much as its powered teacher probabilities sum to: more where the teacher is unsure."""
 
-    def each(self, s: Output, t: Output, batch: Batch) -> Tensor:
+    def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_t = F.log_softmax(full(t.logits.detach()), dim=1)
-        return (self.power * log_t).logsumexp(1).exp() * super().each(s, t, batch)
+        return (self.power * log_t).logsumexp(1).exp() * super().per_sample(s, t, batch)

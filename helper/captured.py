@@ -22,7 +22,7 @@ Recorded = tuple[Callable[[], object], Any]  # what computes again, and the outp
 
 def stream_for(device: torch.device) -> "torch.cuda.Stream | None":
     """A stream of its own, where one process drives one GPU."""
-    alone = device.type == "cuda" and parallel.gpus(device) == 1 and not parallel.several()
+    alone = device.type == "cuda" and parallel.gpu_count(device) == 1 and not parallel.is_distributed()
     return torch.cuda.Stream(device) if alone else None
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from models import Images
 
 from . import checkpoint
-from .parallel import in_first
-from .util import UserError, mendable
+from .parallel import rank_zero_only
+from .util import UserError, as_user_error
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: sums in another order differ by a hundredth of that
 Function = Callable[[Tensor], Tensor]
@@ -102,7 +102,7 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-@in_first
+@rank_zero_only
 @torch.no_grad()
 def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classes: Sequence[str]) -> None:
     """Writes STEM.onnx, STEM.pt, STEM.pt2, and last STEM.json: of what weights they are, what goes in and comes out.
@@ -131,7 +131,7 @@ def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classe
             raise UserError(f"--export {name}: {error!r:.300}") from None
         if not difference <= allowed:
             raise UserError(f"--export {name}: its logits are {difference:.2g} from the network's, not {allowed:.2g}")
-        with mendable(f"--export {name}"):
+        with as_user_error(f"--export {name}"):
             checkpoint.atomically(path, lambda file, data=data: file.write(data))
         found[name], written[path.name] = difference, digest(data)
         print(f"exported: {path}")

@@ -15,7 +15,7 @@ class Signals:
     """
 
     def __enter__(self) -> "Signals":
-        self.number, self.soon, self.before = 0, parallel.Soon(), {}
+        self.number, self.soon, self.before = 0, parallel.AsyncMax(), {}
         if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # of a job in the background

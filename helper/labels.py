@@ -45,7 +45,7 @@ class LabelLoss(nn.Module):
         if self.weights is None or batch.whole is None:
             return batch.share
         own = self.total(batch.labels, batch.mixed)
-        return own * parallel.world() / parallel.total(own.clone())
+        return own * parallel.world_size() / parallel.all_reduce(own.clone())
 
 
 def repeated(batch: Any, times: int) -> tuple[Tensor, Any]:

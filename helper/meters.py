@@ -82,11 +82,11 @@ class Meters:
         if self.unread or not self.means:
             self.unread = 0
             found = zip(self.bad_step.tolist(), range(len(self.names)), self.bad_value.tolist(), strict=True)
-            if bad := [term for part in parallel.each([term for term in found if term[0]]) for term in part]:
+            if bad := [term for part in parallel.all_gather([term for term in found if term[0]]) for term in part]:
                 step, term, value = min(bad)
                 raise Diverged(f"{when}, step {step}: the term {self.names[term]!r} of the loss is {value}")
-            sums = (parallel.total(self.sums / parallel.world()) / self.images).tolist()
-            hits = parallel.total(self.hits.clone()).item()
+            sums = (parallel.all_reduce(self.sums / parallel.world_size()) / self.images).tolist()
+            hits = parallel.all_reduce(self.hits.clone()).item()
             self.means = dict(zip(self.names, sums, strict=True))
             self.means |= {"loss": sum(sums), "acc": 100.0 * hits / self.images}
         return self.means

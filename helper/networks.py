@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import dataset
 import models
 
-from . import checkpoint, options
-from .util import UserError, mendable
+from . import checkpoint, parsing
+from .util import UserError, as_user_error
 
 TIMES = 6  # a package's network is built several times before it is found how to use it
 SLACK = 100, 10**6  # parameters and their elements: of older names, other sizes of images
@@ -32,9 +32,9 @@ def settle_data(opt: argparse.Namespace) -> None:
     before = state.get("options")
     if isinstance(before, dict) and "dataset" in before:
         try:
-            opt.dataset = options.known(dataset.find_dataset)(str(before["dataset"]))
+            opt.dataset = parsing.known(dataset.find_dataset)(str(before["dataset"]))
             if opt.image_size is None and before.get("image_size") is not None:
-                opt.image_size = options.pixels(str(before["image_size"]))
+                opt.image_size = parsing.pixels(str(before["image_size"]))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--test_only {opt.test_only}: its options: {error}") from None
     opt.dataset = opt.dataset or "cifar100"
@@ -47,7 +47,7 @@ def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
     """
     weights = checkpoint.weights_of(state, flag, path)
     most = (TIMES * n + slack for n, slack in zip(sizes(weights), SLACK, strict=True))
-    with mendable(f"{flag} {path}"):
+    with as_user_error(f"{flag} {path}"):
         try:
             with models.at_most(*most):
                 network = models.sketch(name, layers := state.get("wrapped", []))
@@ -62,7 +62,7 @@ def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
 
 def create(name: str, flag: str, num_classes: int, images: models.Images, drop_path: float | None = None) -> nn.Module:
     """An untrained network. Raises UserError where there is none so called, or it does not take such images."""
-    with mendable(f"{flag} {name}"):
+    with as_user_error(f"{flag} {name}"):
         network = models.create_model(name, num_classes, images, drop_path)
     look(network, f"{flag} {name}", images)
     return network
@@ -70,7 +70,7 @@ def create(name: str, flag: str, num_classes: int, images: models.Images, drop_p
 
 def published(flag: str, name: str) -> dict[str, Tensor]:
     """The published weights of a network. Raises UserError where there are none, or they cannot be had."""
-    with mendable(flag):
+    with as_user_error(flag):
         return models.published_weights(name)
 
 
@@ -96,7 +96,7 @@ def restore(
 ) -> nn.Module:
     """The network with the file's weights. Raises UserError where they are not this network's."""
     sketch(name, state, flag, path)
-    with mendable(f"{flag} {path}"):
+    with as_user_error(f"{flag} {path}"):
         network = models.create_model(name, num_classes, images)
     return fill(network, name, state, flag, path, images)
 
@@ -105,7 +105,7 @@ def fill(
     network: nn.Module, name: str, state: dict[str, Any], flag: str, path: str, images: models.Images | None
 ) -> nn.Module:
     """The network, which `sketch` has looked at, with the file's wrappers and weights."""
-    with mendable(f"{flag} {path}"):
+    with as_user_error(f"{flag} {path}"):
         network = models.wrap(network, state.get("wrapped", []))
     checkpoint.load_weights(network, name, state, flag, path)
     look(network, f"{flag} {path}: {name}", images)

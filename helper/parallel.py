@@ -25,21 +25,21 @@ from .util import UserError, choose_device
 _hosts: distributed.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    return distributed.get_rank() if several() else 0
+    return distributed.get_rank() if is_distributed() else 0
 
 
-def world() -> int:
-    return distributed.get_world_size() if several() else 1
+def world_size() -> int:
+    return distributed.get_world_size() if is_distributed() else 1
 
 
-def part() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process and their number, as the batches take it."""
-    return rank(), world()
+    return rank(), world_size()
 
 
 def start(opt: argparse.Namespace) -> torch.device:
@@ -51,9 +51,9 @@ def start(opt: argparse.Namespace) -> torch.device:
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         device = choose_device(opt.device, opt.amp, opt.deterministic)
         for flag in ("compile", "sync_bn"):
-            if getattr(opt, flag) and gpus(device) > 1:
+            if getattr(opt, flag) and gpu_count(device) > 1:
                 raise UserError(
-                    f"--{flag}: one process drives {gpus(device)} GPUs; start it by torchrun, or choose one by --device"
+                    f"--{flag}: one process drives {gpu_count(device)} GPUs; use torchrun, or choose one by --device"
                 )
         return device
     processes, here = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", 1))
@@ -65,7 +65,7 @@ def start(opt: argparse.Namespace) -> torch.device:
     if kind == "cuda" and torch.cuda.device_count() < here:
         raise UserError(f"--device cuda: {here} processes were started for {torch.cuda.device_count()} GPUs")
     device = choose_device(f"cuda:{env['LOCAL_RANK']}" if kind == "cuda" else kind, opt.amp, opt.deterministic)
-    if processes > 1 and not several():
+    if processes > 1 and not is_distributed():
         if kind == "cuda":
             torch.cuda.set_device(device)
         # the first process may have to decode a whole data set before the others can go on
@@ -75,18 +75,18 @@ def start(opt: argparse.Namespace) -> torch.device:
             global _hosts
             _hosts = distributed.new_group(backend="gloo", timeout=timedelta(hours=4))
         atexit.register(distributed.destroy_process_group)
-        heartbeat.start(rank(), world())
+        heartbeat.start(rank(), world_size())
         if rank():
             sys.stdout = open(os.devnull, "w")
     return device
 
 
-def gpus(device: torch.device) -> int:
+def gpu_count(device: torch.device) -> int:
     """How many GPUs a single process drives: all that are visible, unless --device names one."""
-    return torch.cuda.device_count() if device.type == "cuda" and device.index is None and not several() else 1
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None and not is_distributed() else 1
 
 
-def in_first(function: Callable[..., None]) -> Callable[..., None]:
+def rank_zero_only(function: Callable[..., None]) -> Callable[..., None]:
     """Makes the decorated function do nothing but in the first process, which is the one that writes.
 
     A UserError there is raised in all processes.
@@ -100,46 +100,46 @@ def in_first(function: Callable[..., None]) -> Callable[..., None]:
                 function(*args, **kwargs)
             except UserError as found:
                 error = found
-        if error := each(error)[0]:
+        if error := all_gather(error)[0]:
             raise error
 
     return maybe
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
-    if several():
+    if is_distributed():
         distributed.barrier()
 
 
 @contextlib.contextmanager
-def one_before_the_others() -> Iterator[None]:
+def local_main_process_first() -> Iterator[None]:
     """The block runs in a machine's first process, which may download and keep files, then in its others."""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:
-        wait()
+        barrier()
     yield
     if first:
-        wait()
+        barrier()
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce(x: Tensor) -> Tensor:
     """Sum over the processes, in the place of x."""
-    if several():
+    if is_distributed():
         distributed.all_reduce(x)
     return x
 
 
-def each(x: Any) -> list[Any]:
+def all_gather(x: Any) -> list[Any]:
     """What each process gives."""
-    if not several():
+    if not is_distributed():
         return [x]
-    found = [None] * world()
+    found = [None] * world_size()
     distributed.all_gather_object(found, x)
     return found
 
 
-class Soon:
+class AsyncMax:
     """Numbers of the processes, exchanged while they compute."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class Soon:
 
     def largest(self, x: int) -> int:
         """The largest that any process has given in its call before, so that none waits for another; first 0."""
-        if not several():
+        if not is_distributed():
             return x
         before, number = self.pending, torch.tensor(x)
         self.pending = number, distributed.all_reduce(number, distributed.ReduceOp.MAX, group=_hosts, async_op=True)
@@ -164,49 +164,49 @@ def own_random_numbers(seed: int) -> None:
         torch.manual_seed(int.from_bytes(mixed, "little"))
 
 
-def spread(network: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, on all GPUs that a single process drives: each takes a part of a batch."""
-    return nn.DataParallel(network) if gpus(device) > 1 else network
+    return nn.DataParallel(network) if gpu_count(device) > 1 else network
 
 
-def joined(step: nn.Module) -> nn.Module:
+def ddp(step: nn.Module) -> nn.Module:
     """The step of which each process takes a part; after backward every one has the mean of all gradients."""
-    if not several():
+    if not is_distributed():
         return step
-    # what an initialisation trains is left alone afterwards, and the other way round; for buffers see `unite`
+    # what an initialisation trains is left alone afterwards, and the other way round; for buffers see `sync_buffers`
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer PyTorch has another word for it
     return nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
 
-def apart(step: nn.Module, alone: bool) -> contextlib.AbstractContextManager:
-    """Where `alone`, the gradients of a `joined` step stay the process's own, until a later backward adds them up."""
-    return step.no_sync() if alone and several() else contextlib.nullcontext()
+def no_sync(step: nn.Module, alone: bool) -> contextlib.AbstractContextManager:
+    """Where `alone`, the gradients of a `ddp` step stay the process's own, until a later backward adds them up."""
+    return step.no_sync() if alone and is_distributed() else contextlib.nullcontext()
 
 
 @torch.no_grad()
-def unite(*networks: nn.Module | None) -> None:
+def sync_buffers(*networks: nn.Module | None) -> None:
     """Makes buffers equal in all processes: BatchNorm statistics become their mean, what else there is the first's.
 
     Other buffers (banks, queues) are equal already but for rounding, where GPUs choose different kernels.
     """
-    for network in networks if several() else ():
+    for network in networks if is_distributed() else ():
         for module in network.modules() if network else ():
             for buffer in module.buffers(recurse=False):
                 own = buffer.clone() if isinstance(module, _BatchNorm) and buffer.is_floating_point() else None
                 distributed.broadcast(buffer, 0)
                 if own is not None:
-                    buffer += total(own - buffer) / world()  # leaves equal ones as they are, bit for bit
+                    buffer += all_reduce(own - buffer) / world_size()  # leaves equal ones as they are, bit for bit
 
 
-def own_statistics(*networks: nn.Module) -> list[Tensor]:
-    """The buffers in which processes differ until `unite`: BatchNorm's."""
-    modules = [module for network in networks if several() for module in network.modules()]
+def batch_norm_buffers(*networks: nn.Module) -> list[Tensor]:
+    """The buffers in which processes differ until `sync_buffers`: BatchNorm's."""
+    modules = [module for network in networks if is_distributed() for module in network.modules()]
     return [buffer for module in modules if isinstance(module, _BatchNorm) for buffer in module.buffers(recurse=False)]
 
 
 def sync_batch_norms(*networks: nn.Module) -> None:
     """Lets every BatchNorm of the networks take its statistics over the whole batch of all processes."""
-    for network in networks if several() else ():
+    for network in networks if is_distributed() else ():
         for module in network.modules():
             if isinstance(module, _BatchNorm):
                 # in its place: others may hold the module too
@@ -214,7 +214,7 @@ def sync_batch_norms(*networks: nn.Module) -> None:
                 module.process_group = None
 
 
-def and_act(module: nn.Module, x: Tensor) -> Tensor:
+def with_activation(module: nn.Module, x: Tensor) -> Tensor:
     """timm's BatchNorms may have an activation inside."""
     for name in ("drop", "act"):
         x = getattr(module, name, nn.Identity())(x)
@@ -223,19 +223,19 @@ def and_act(module: nn.Module, x: Tensor) -> Tensor:
 
 class SyncBatchNorm(nn.SyncBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return and_act(self, super().forward(x))
+        return with_activation(self, super().forward(x))
 
 
-class _Total(torch.autograd.Function):
-    """`total` with a gradient, for sums that each process uses in a loss of its own."""
+class AllReduce(torch.autograd.Function):
+    """`all_reduce` with a gradient, for sums that each process uses in a loss of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return total(x.clone())
+        return all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return total(grad.clone())
+        return all_reduce(grad.clone())
 
 
 class SyncBatchNormOnCPU(_BatchNorm):
@@ -245,15 +245,15 @@ class SyncBatchNormOnCPU(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        return and_act(self, self.normalise(x) if self.training else super().forward(x))
+        return with_activation(self, self.normalise(x) if self.training else super().forward(x))
 
     def normalise(self, x: Tensor) -> Tensor:
         axes, shape = [d for d in range(x.dim()) if d != 1], [1, -1, *[1] * (x.dim() - 2)]
         wide = x.to(self.running_mean.dtype)
-        n = total(wide.new_tensor([x.numel() / x.shape[1]]))
-        mean = _Total.apply(wide.sum(axes)) / n
+        n = all_reduce(wide.new_tensor([x.numel() / x.shape[1]]))
+        mean = AllReduce.apply(wide.sum(axes)) / n
         wide = wide - mean.view(shape)
-        var = _Total.apply(wide.square().sum(axes)) / n
+        var = AllReduce.apply(wide.square().sum(axes)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum

@@ -37,7 +37,7 @@ HALF_WRITTEN = r"\.(.+)\.\d+\.tmp"  # by a process that was killed
 def writes(method: Callable[..., None]) -> Callable[..., None]:
     """Makes the decorated method of Run do nothing but in the first process; an error of the disk is the user's."""
 
-    @parallel.in_first
+    @parallel.rank_zero_only
     @functools.wraps(method)
     def checked(run: "Run", *args: Any) -> None:
         try:
@@ -146,7 +146,7 @@ class Run:
 
     def _take_logs(self, state: dict[str, Any]) -> None:
         """The rows that the checkpoint has; what stands in the files is not read."""
-        with self.going_on():
+        with self.resume_errors():
             for name, epochs in state["done"].items():
                 rows = parsed(state["logs"].get(name, ""))
                 if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
@@ -185,7 +185,7 @@ class Run:
         return found
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
+    def resume_errors(self) -> Iterator[None]:
         """What the block raises where `state` is not as this run leaves it becomes UserError."""
         try:
             yield
@@ -209,7 +209,7 @@ class Run:
 
         Raises UserError where the folder's run began with other weights.
         """
-        with self.going_on():
+        with self.resume_errors():
             before = self.before.get("weights", {}).get(option, [])
             found = [(path, now, was) for (path, now), was in zip(files, before, strict=False) if now and now != was]
         other = [f"--{option} {path} has the digest {now}, not {was}" for path, now, was in found]
@@ -219,7 +219,7 @@ class Run:
 
     def sees(self, data: dict[str, Any], listed: str) -> None:
         """Notes `identity.of` a data set and `dataset.listed`. Raises UserError where the folder's run saw another."""
-        with self.going_on():
+        with self.resume_errors():
             other = identity.differences(self.before.get("data", {}), data)
         self._refuse("on other data", other and [*other, f"--data_folder {self.options['data_folder']}"])
         self.made_of |= {"data": data, "listed": listed}
@@ -232,9 +232,9 @@ class Run:
     @contextlib.contextmanager
     def open(self, device: torch.device) -> Iterator[None]:
         """Makes the folder, with the logs of the state that is gone on from, and keeps other processes out."""
-        parallel.wait()  # all have read it
+        parallel.barrier()  # all have read it
         kind = "off" if parallel.rank() else self.options["track"]
-        with self.going_on():
+        with self.resume_errors():
             tracked = track.Tracked(kind, self.folder.name, self.options, (self.state or {}).get("tracked", {}))
         with track.closing(tracked) as self.tracked:
             try:
@@ -257,7 +257,7 @@ class Run:
             if (half or self.state is None) and re.fullmatch(WRITTEN, half[1] if half else path.name):
                 path.unlink()
         if self.state is None:
-            facts = machine(device) | {"processes": parallel.world()}
+            facts = machine(device) | {"processes": parallel.world_size()}
             told = {"options": self.options, "made_of": self.made_of}
             checkpoint.save_json(self.folder / "options.json", told | facts)
         elif self.origin != self.folder / LAST:
@@ -301,7 +301,7 @@ class Run:
     def finish(self, facts: dict[str, Any]) -> None:
         """Writes summary.json from the logs, which also span the parts of a run that was interrupted."""
         self._summarise(facts)
-        parallel.wait()  # what comes next may read it
+        parallel.barrier()  # what comes next may read it
 
     @writes
     def _summarise(self, facts: dict[str, Any]) -> None:

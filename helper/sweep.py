@@ -19,14 +19,15 @@ from dataset import Augment, ImageSet, Views, augmentation
 
 from . import captured, parallel
 from .interrupt import Signals
+from .loading import test_batches, train_batches, val_batches
 from .loops import Group, fit_groups
-from .options import Parser, count, test_batches, train_batches, val_batches
+from .parsing import Parser, count
 from .run import Run
 from .step import Precision
 from .teacher_cache import open_caches
 from .teachers import Teachers
 from .trainee import Trainee
-from .util import Failed, UserError, free_memory_mb, mendable, rng_state, used_memory_mb
+from .util import Failed, UserError, as_user_error, free_memory_mb, rng_state, used_memory_mb
 from .validation import validate
 
 # what all students of a sweep have in common, because they share it
@@ -65,7 +66,7 @@ def add_options(parser: Parser) -> None:
 
 def items(text: str) -> list[list[str]]:
     """The words of each item: items are parted by `;` or the ends of lines, of a file those that # does not begin."""
-    with mendable(f"--sweep {text!r}"):
+    with as_user_error(f"--sweep {text!r}"):
         if os.path.isfile(text):
             text = "\n".join(line for line in Path(text).read_text().splitlines() if not line.lstrip().startswith("#"))
         found = [shlex.split(item) for item in text.replace("\n", ";").split(";")]
@@ -124,7 +125,7 @@ def naming(item: str) -> Iterator[None]:
 
 
 def check_device(device: torch.device) -> None:
-    if parallel.several() or parallel.gpus(device) > 1:
+    if parallel.is_distributed() or parallel.gpu_count(device) > 1:
         raise UserError("--sweep: expected one device; --device cuda:0 chooses one, torchrun starts several")
 
 

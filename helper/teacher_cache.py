@@ -34,7 +34,7 @@ from models.base import Output
 
 from . import checkpoint
 from .step import Precision
-from .util import UserError, mendable
+from .util import UserError, as_user_error
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_GB = 16.0
@@ -189,7 +189,7 @@ def open_caches(
     limit, needed = opt.cache_gb or DEFAULT_GB, math.ceil(sum(cache.size for cache in caches) / 1e7) / 100
     if needed > limit:
         raise UserError(f"--cache_gb: expected at least {needed} for {samples} samples in {views} views, found {limit}")
-    with mendable(f"--cache_teacher {opt.cache_teacher}"):
+    with as_user_error(f"--cache_teacher {opt.cache_teacher}"):
         for cache in caches:
             cache.open()
     return caches

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 import models
 from dataset import ImageSet
 
-from . import captured, checkpoint, networks, options, parallel
+from . import captured, checkpoint, loading, networks, parallel
 from .step import Features, Precision, rows_of
-from .util import UserError, mendable
+from .util import UserError, as_user_error
 
 Answered = tuple[Any, tuple[Any, ...]]  # a batch, and the Output of each teacher for it
 
@@ -26,7 +26,7 @@ def ready(network: nn.Module, device: torch.device, compiled: bool) -> nn.Module
     if compiled:  # networks share a forward method, compiled for each of them, its modes and sizes of batches
         torch._dynamo.config.cache_size_limit = 64
         network = torch.compile(network, dynamic=False)
-    return parallel.spread(network, device)
+    return parallel.data_parallel(network, device)
 
 
 class Teachers:
@@ -94,7 +94,7 @@ class Teachers:
         x = torch.cat(images) if len(images) > 1 else images[0]
         if self.ahead > 1 and (self.record or self.compiled):  # each size would be compiled and recorded anew
             views = sizes[0] // len(chunk[0].labels)
-            x = F.pad(x, (0, 0) * 3 + (0, self.ahead * views * -(-batch_size // parallel.world()) - len(x)))
+            x = F.pad(x, (0, 0) * 3 + (0, self.ahead * views * -(-batch_size // parallel.world_size()) - len(x)))
         outputs = self.passed(tuple(reads))(x)
         if self.record:
             outputs = tree_map(torch.clone, outputs)  # the next pass writes over them
@@ -181,7 +181,7 @@ def all_teachers(opt: argparse.Namespace, states: list[dict], runs: Sequence[Any
     for path in opt.path_t or []:
         checkpoint.existing(path, "--path_t", "last.pth")
     if opt.pretrained_t:
-        with mendable("--pretrained_t"):
+        with as_user_error("--pretrained_t"):
             states = [models.published_weights(name) for name in opt.model_t]
         for run in runs:
             run.begins_with("pretrained_t", checkpoint.digests("--pretrained_t", opt.model_t, states))
@@ -195,6 +195,6 @@ def build_teachers(
     flag, given = named_teachers(opt)
     teachers = []
     for state, name, path in zip(states, opt.model_t or [], given, strict=False):
-        teacher = networks.restore(name, state, flag, path, len(data.classes), options.images_of(data))
+        teacher = networks.restore(name, state, flag, path, len(data.classes), loading.images_of(data))
         teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     return teachers

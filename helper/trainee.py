@@ -77,7 +77,7 @@ class Trainee:
         self.stage: Stage | None = None
         self.within = False  # an epoch
         if run.state:
-            with run.going_on():
+            with run.resume_errors():
                 self._load(run.state)
         else:
             parallel.own_random_numbers(opt.seed)
@@ -93,10 +93,10 @@ class Trainee:
         self.best_acc, self.best_epoch = float(state["best_acc"]), int(state["best_epoch"])
         self.facts = dict(state["facts"])
         if parts := state.get("parts"):
-            if len(parts) != parallel.world():
+            if len(parts) != parallel.world_size():
                 raise UserError(
                     f"{self.run.folder}: expected {len(parts)} processes, which it had when it was stopped within an "
-                    f"epoch, found {parallel.world()}"
+                    f"epoch, found {parallel.world_size()}"
                 )
             self.part = parts[parallel.rank()]
         passed = ", ".join(f"{n} epochs of {log}" for log, n in self.done.items())
@@ -143,7 +143,7 @@ class Trainee:
         if self.stage is not stage:
             self._begin_stage(stage)
         self.sizes = sizes
-        self.rate = stage.rate(self.epoch) * (parallel.world() if self.opt.adjust_lr else 1)
+        self.rate = stage.rate(self.epoch) * (parallel.world_size() if self.opt.adjust_lr else 1)
         self.update.set_rate(self.rate)
         self.meters.begin(self.part and self.part["meters"])
         self.part = None
@@ -159,17 +159,17 @@ class Trainee:
         self.update = stage.update(groups, self.precision, self.opt)
         self.meters = Meters(self.device)
         features = ready(Features(self.student, stage.reads), self.device, self.opt.compile)
-        self.forward = parallel.joined(Step(stage, features, self.criterion, self.precision))
+        self.forward = parallel.ddp(Step(stage, features, self.criterion, self.precision))
         self.compute = self._compute
         if self.record:
             self.compute = captured.Captured(self._compute, self.record, self._numbers, self.criterion.generators)
         if self.averaged and not self.done[stage.log] and not self.part:
             self.slow.restart(self.student)
         if self.run.state and self.run.state["stage"] == stage.log:
-            with self.run.going_on():
+            with self.run.resume_errors():
                 self.update.optimizer.load_state_dict(self.run.state["optimizer"])
                 if self.part:
-                    own = parallel.own_statistics(self.student, self.kept, self.criterion)
+                    own = parallel.batch_norm_buffers(self.student, self.kept, self.criterion)
                     for buffer, saved in zip(own, self.part["norms"], strict=True):
                         buffer.copy_(saved)
 
@@ -209,7 +209,7 @@ class Trainee:
 
     def _compute(self, batch: Any, t: tuple[Any, ...], part: Part) -> None:
         """What of a step is recorded: it reads and changes tensors alone."""
-        with parallel.apart(self.forward, not part.last):
+        with parallel.no_sync(self.forward, not part.last):
             terms, logits = self.forward(batch, t)
             self.update.step(terms, part)
         self.meters.add(terms, logits[:: len(logits) // len(batch.labels)], likelier(batch), batch.total)
@@ -225,8 +225,8 @@ class Trainee:
         """Saves the run within the epoch, where its last step has left all as it should be."""
         self.meters.read(self.when)
         self._check(f"{self.when}, step {self.meters.steps}", self.student, self.criterion)
-        norms = [buffer.cpu() for buffer in parallel.own_statistics(self.student, self.kept, self.criterion)]
-        self._save({"parts": parallel.each({"meters": self.meters.state(), "norms": norms})})
+        norms = [buffer.cpu() for buffer in parallel.batch_norm_buffers(self.student, self.kept, self.criterion)]
+        self._save({"parts": parallel.all_gather({"meters": self.meters.state(), "norms": norms})})
 
     @on_own_stream
     def end_epoch(self, val_batches: Iterable) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class Trainee:
         means, seconds = self.meters.read(self.when), self.meters.seconds
         row = {"epoch": self.epoch, "lr": self.rate, "train_loss": means["loss"], "train_acc": means["acc"]}
         row |= {"train_seconds": round(seconds, 3), "images_per_second": round(self.meters.images / seconds, 1)}
-        parallel.unite(self.student, self.kept, self.criterion)
+        parallel.sync_buffers(self.student, self.kept, self.criterion)
         stage = self.stage
         if not stage.name:
             row |= validate(val_batches, self.tested, self.precision)
@@ -261,8 +261,8 @@ class Trainee:
         state |= {"stage": self.stage.log, "done": self.done, "best_acc": self.best_acc}
         state |= {"best_epoch": self.best_epoch, "facts": self.facts}
         state |= {"criterion": self.criterion.state_dict(), "optimizer": self.update.optimizer.state_dict()}
-        rng = self.rng or rng_state(parallel.world() == 1)
-        state |= {"scaler": self.precision.scaler.state_dict(), "rng": parallel.each(rng)}
+        rng = self.rng or rng_state(parallel.world_size() == 1)
+        state |= {"scaler": self.precision.scaler.state_dict(), "rng": parallel.all_gather(rng)}
         if self.slow:
             state["fast"] = self.student.state_dict()
         self.run.save("last.pth", state | more)
@@ -300,5 +300,5 @@ class Trainee:
         if self.best_epoch < self.done["log.csv"]:
             network = copy.deepcopy(self.kept)
             network.load_state_dict(checkpoint.load(self.run.folder / "best.pth", "the run's")["model"])
-            best = validate(test_batches, parallel.spread(network, self.device), self.precision)
+            best = validate(test_batches, parallel.data_parallel(network, self.device), self.precision)
         return {"test_acc": last["val_acc"], "test_acc_top5": last["val_acc_top5"], "best_test_acc": best["val_acc"]}

@@ -166,7 +166,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def mendable(what: str) -> Iterator[None]:
+def as_user_error(what: str) -> Iterator[None]:
     """What the block raises of these is about the user's input: one line that begins with `what`."""
     try:
         yield

@@ -25,7 +25,7 @@ def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> d
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
         images += len(batch.labels)
-    sums = parallel.total(torch.cat([sums, sums.new_tensor([images])]))
+    sums = parallel.all_reduce(torch.cat([sums, sums.new_tensor([images])]))
     loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return {"val_loss": loss, "val_acc": 100.0 * top1, "val_acc_top5": 100.0 * top5}
 
@@ -40,11 +40,11 @@ def predict(val_batches: Iterable, model: nn.Module, precision: Precision) -> Te
             logits = model(batch.images)
         confidence, prediction = logits.float().softmax(1).max(1)
         found.append(torch.stack([batch.labels.double(), prediction.double(), confidence.double()], 1))
-    return torch.cat(parallel.each(torch.cat(found).cpu()))
+    return torch.cat(parallel.all_gather(torch.cat(found).cpu()))
 
 
 def test(run: Run, network: nn.Module, val_batches: Iterable, precision: Precision) -> None:
     """`--test_only`: says how the network does, which the run has found."""
     network.to(precision.device, memory_format=torch.channels_last)
-    row = validate(val_batches, parallel.spread(network, precision.device), precision)
+    row = validate(val_batches, parallel.data_parallel(network, precision.device), precision)
     print(f"{run.tested}: loss {row['val_loss']:.4f}  top-1 {row['val_acc']:.2f} %  top-5 {row['val_acc_top5']:.2f} %")

@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
 
 COLUMNS = ["index", "label", "prediction", "confidence"]
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     header = list(lines[0])
     printed = [[f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in x.values()] for x in lines]
     if opt.csv:
-        with mendable(f"--csv {opt.csv}"), open(opt.csv, "w", newline="") as file:
+        with as_user_error(f"--csv {opt.csv}"), open(opt.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, header, lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)

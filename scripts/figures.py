@@ -20,8 +20,8 @@ from torch import Tensor
 
 import dataset
 from helper import checkpoint, networks
-from helper.options import images_of
-from helper.util import UserError, choose_device, mendable, one_line
+from helper.loading import images_of
+from helper.util import UserError, as_user_error, choose_device, one_line
 from helper.worth import BINS, calibration_error, halves, temperature
 
 from . import curves
@@ -89,7 +89,7 @@ class Outputs:
 def outputs(path: Path, name: str, *data_options: str | int | None) -> Outputs:
     """Of the network in this checkpoint, on the data set of options DATA. Raises UserError where it cannot be read."""
     state = checkpoint.load(path)  # before the data, which may begin with a download
-    with mendable(f"{name} on {data_options[0]}"):
+    with as_user_error(f"{name} on {data_options[0]}"):
         data = load_data(*data_options)
     network = networks.restore(name, state, "checkpoint", path, len(data.classes), images_of(data))
     device = choose_device(None)

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import models  # noqa: E402
-from helper import checkpoint, options  # noqa: E402
-from helper.util import OneLineParser, UserError, command, mendable  # noqa: E402
+from helper import checkpoint, parsing  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
 from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
 
@@ -145,7 +145,7 @@ def make_history(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
 
 def list_teachers(opt: argparse.Namespace) -> None:
     """Prints the files of a list's teachers: all of them or N drawn, as listed or drawn, or by their accuracy."""
-    with mendable(str(opt.list)), open(opt.list, newline="") as file:
+    with as_user_error(str(opt.list)), open(opt.list, newline="") as file:
         rows = csv.DictReader(file)
         if not {"path", "modeltop1"} <= set(rows.fieldnames or ()):
             raise ValueError("expected the columns modelname, modeltype, modelparams, modeltop1, path")
@@ -175,7 +175,7 @@ def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
     lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
     blocks = ["\n".join(f"| {' | '.join(line)} |" for line in lines)] if shown else ["no finished run"]
     markdown = "\n\n".join([*blocks, *notes])
-    with mendable(f"--out {path}"):
+    with as_user_error(f"--out {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + ".md").write_text(markdown + "\n")
         write_csv(path.with_name(path.name + ".csv"), full)
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     sub = subparsers.add_parser("teachers", help="the files of a list with the columns modelname, modeltop1 and path")
     sub.set_defaults(make=list_teachers)
     sub.add_argument("list", metavar="CSV", type=Path, help="its paths are relative to its own folder")
-    sub.add_argument("--n", type=options.whole, default=0, help="draw so many; 0: all in their order")
+    sub.add_argument("--n", type=parsing.whole, default=0, help="draw so many; 0: all in their order")
     sub.add_argument("--t_seed", type=int, default=1234, help="of that draw")
     sub.add_argument("--curriculum", choices=["none", "asc", "desc"], default="none", help="in the order of modeltop1")
     sub = subparsers.add_parser("network", help="the network of a checkpoint")

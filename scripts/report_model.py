@@ -28,16 +28,16 @@ sys.path.insert(0, str(ROOT))
 import crd  # noqa: E402, F401  registers the networks that methods put around a student
 import dataset  # noqa: E402
 import models  # noqa: E402
-from helper import checkpoint, export, networks, options, worth  # noqa: E402
-from helper.util import OneLineParser, UserError, choose_device, command, machine, mendable, one_line  # noqa: E402
+from helper import checkpoint, export, loading, networks, parsing, worth  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, choose_device, command, machine, one_line  # noqa: E402
 from scripts import report_table  # noqa: E402
 
 DATA: dict[str, Callable[[str], Any]] = {  # options of the run that hold here where they are not given
-    "dataset": options.known(dataset.find_dataset),
+    "dataset": parsing.known(dataset.find_dataset),
     "data_folder": os.path.normpath,
-    "image_size": options.pixels,
-    "limit_train": options.count,
-    "limit_val": options.count,
+    "image_size": parsing.pixels,
+    "limit_train": parsing.count,
+    "limit_val": parsing.count,
 }
 BATCHES = (1, 32)  # images that are timed at once
 RANGES = 512  # training images that show the ranges of the activations
@@ -91,8 +91,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for key, kind in DATA.items():
         add(f"--{key}", type=kind, help="default: as the run has it")
     add("--device", help="cpu: no rows of a GPU; default: the GPU too where there is one")
-    add("--threads", type=options.count, help="of the CPU; default: as many as PyTorch takes")
-    add("--rounds", type=options.count, default=5, help="that are timed; default: 5")
+    add("--threads", type=parsing.count, help="of the CPU; default: as many as PyTorch takes")
+    add("--rounds", type=parsing.count, default=5, help="that are timed; default: 5")
     add("--json", metavar="FILE", type=Path, help="write all figures there")
     add("--csv", metavar="FILE", type=Path, help="write a line there for each network and way of running it")
     add("--plot", metavar="FILE", type=Path, help="draw accuracy over latency there (needs matplotlib)")
@@ -158,13 +158,13 @@ def load_data(opt: argparse.Namespace, nets: list[Measured]) -> dataset.ImageSet
         if told:
             setattr(opt, key, next(iter(told)))
     opt.dataset, opt.data_folder = opt.dataset or "cifar100", opt.data_folder or "./data"
-    with mendable(f"--dataset {opt.dataset}"):
+    with as_user_error(f"--dataset {opt.dataset}"):
         return dataset.load(*(getattr(opt, key) for key in DATA))
 
 
 def measure(nets: list[Measured], data: dataset.ImageSet, opt: argparse.Namespace, folder: Path) -> None:
     """Fills in their facts. The files whose bytes count are written to the folder."""
-    kind = len(data.classes), options.images_of(data)
+    kind = len(data.classes), loading.images_of(data)
     restored = [networks.restore(net.name, net.state, "checkpoint", str(net.path), *kind) for net in nets]
     batches = dataset.ValBatches.of(data, 100, "cpu")
     n = max(len(data.train_labels.unique()), min(RANGES, len(data.train_labels)))
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"no rows of ONNX Runtime: {', '.join(missing)} not installed (pip install {' '.join(missing)})")
     with tempfile.TemporaryDirectory() as folder:
         if opt.keep:
-            with mendable(f"--keep {opt.keep}"):
+            with as_user_error(f"--keep {opt.keep}"):
                 opt.keep.mkdir(exist_ok=True)
         measure(nets, data, opt, opt.keep or Path(folder))
     load, about = os.getloadavg()[0], machine(opt.device)

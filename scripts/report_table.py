@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from helper import checkpoint
-from helper.util import mendable
+from helper.util import as_user_error
 from scripts.summarize import write_csv
 
 WIDTH = 100  # columns of the terminal
@@ -67,10 +67,10 @@ def lines_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def write(facts: list[dict[str, Any]], about: dict[str, Any], title: str, opt: argparse.Namespace) -> None:
     """The files that are asked for."""
     if opt.json:
-        with mendable(f"--json {opt.json}"):
+        with as_user_error(f"--json {opt.json}"):
             checkpoint.save_json(opt.json, about | {"networks": facts})
     if opt.csv:
-        with mendable(f"--csv {opt.csv}"):
+        with as_user_error(f"--csv {opt.csv}"):
             write_csv(opt.csv, [line for one in facts for line in lines_of(one)])
     if opt.plot:
         from scripts import tradeoff  # its package is optional
@@ -80,5 +80,5 @@ def write(facts: list[dict[str, Any]], about: dict[str, Any], title: str, opt: a
             for one in facts
             for way, times in one["ms"].items()
         ]
-        with mendable(f"--plot {opt.plot}"):
+        with as_user_error(f"--plot {opt.plot}"):
             tradeoff.draw(title, points).savefig(opt.plot, dpi=150)

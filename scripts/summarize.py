@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helper import options  # noqa: E402
-from helper.util import OneLineParser, UserError, command, mendable, one_line  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, command, one_line  # noqa: E402
 from scripts import page  # noqa: E402
 from scripts.published import Published, read_published  # noqa: E402
 from scripts.significance import LEVEL, Difference, difference, holm  # noqa: E402
@@ -421,7 +421,7 @@ def main(argv: list[str] | None = None) -> None:
     markdown = as_markdown(table, lists)
     if opt.html:
         where = opt.html.absolute().parent
-        with mendable(f"--html {opt.html}"):
+        with as_user_error(f"--html {opt.html}"):
             opt.html.parent.mkdir(parents=True, exist_ok=True)
             opt.html.write_text(page.render([page_row(row, home, where) for row in rows], lists))
     if opt.out:
@@ -430,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
             for row in rows
             for epoch, accuracy in enumerate(row.curve(), 1)
         ]
-        with mendable(f"--out {opt.out}"):
+        with as_user_error(f"--out {opt.out}"):
             opt.out.mkdir(parents=True, exist_ok=True)
             (opt.out / "table.md").write_text(markdown + "\n")
             write_csv(opt.out / "table.csv", table)

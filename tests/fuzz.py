@@ -49,8 +49,8 @@ from torch import nn  # noqa: E402
 import models  # noqa: E402
 import train_student  # noqa: E402
 from dataset import cifar10_1, files, tinyimagenet  # noqa: E402
-from helper import checkpoint, networks, options, run_log  # noqa: E402
-from helper.util import UserError, mendable  # noqa: E402
+from helper import checkpoint, networks, parsing, run_log  # noqa: E402
+from helper.util import UserError, as_user_error  # noqa: E402
 from models import wrapped  # noqa: E402
 from scripts import compare_predictions, unpack  # noqa: E402
 
@@ -80,15 +80,15 @@ def read_checkpoint(path: Path) -> None:
 
 
 @functools.cache
-def parser() -> options.Parser:
+def parser() -> parsing.Parser:
     """The student's, which is made once."""
     found = []
-    parse_args = options.Parser.parse_args
-    options.Parser.parse_args = lambda self, *_: found.append(self)
+    parse_args = parsing.Parser.parse_args
+    parsing.Parser.parse_args = lambda self, *_: found.append(self)
     try:
         train_student.parse([])
     finally:
-        options.Parser.parse_args = parse_args
+        parsing.Parser.parse_args = parse_args
     return found[0]
 
 
@@ -113,14 +113,14 @@ def read_annotations(path: Path) -> None:
     for n in range(3):
         (path.parent / "images" / f"{n}.png").touch()
     shutil.copy(path, path.parent / "val_annotations.txt")
-    with mendable("--dataset"):
+    with as_user_error("--dataset"):
         tinyimagenet._annotated(path.parent, ("n01", "n02"))
 
 
 def read_arrays(path: Path) -> None:
     for name in ("data", "labels"):
         shutil.copy(path, path.parent / f"cifar10.1_v6_{name}.npy")
-    with mendable("--dataset"):
+    with as_user_error("--dataset"):
         cifar10_1.cifar10_1(path.parent, version="v6")
 
 
@@ -129,7 +129,7 @@ def read_predictions(path: Path) -> None:
 
 
 def read_image(path: Path) -> None:
-    with mendable("--dataset"):
+    with as_user_error("--dataset"):
         files.read(str(path), 8)
 
 
@@ -190,7 +190,7 @@ def peak_memory() -> float:
 
 
 def read_values(path: Path) -> str:
-    with mendable("--dataset"):
+    with as_user_error("--dataset"):
         return fuzz_images.read_values(path)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from dataset.batches import Batch
-from helper import checkpoint, export, options, run
+from helper import checkpoint, export, loading, run
 from helper.util import UserError
 from models import Images
 
@@ -259,9 +259,9 @@ class Project:
         states = [checkpoint.load(path, "--path_t") for path in opt.path_t]
         begun.begins_with("path_t", checkpoint.digests("--path_t", opt.path_t, states))
         if begun.finished:
-            options.check_data_of(opt, [begun])
+            loading.check_data_of(opt, [begun])
         else:
-            options.load_data(opt, [begun])
+            loading.load_data(opt, [begun])
         return begun
 
     def train(self, begun: run.Run, opt: argparse.Namespace, fresh: bool) -> None:

@@ -21,8 +21,8 @@ from torch import nn
 import dataset
 import models
 from dataset import cache, files
-from helper import checkpoint, export, identity, networks, options, run
-from helper.util import mendable
+from helper import checkpoint, export, identity, loading, networks, run
+from helper.util import as_user_error
 from models import wrn
 
 MOST = 300  # inputs
@@ -75,7 +75,7 @@ def of_the_file(state: dict[str, Any], *_: Any) -> str:
 
 
 def built(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
-    with mendable(f"{flag} {path}"):
+    with as_user_error(f"{flag} {path}"):
         return models.create_model(name, 10)
 
 
@@ -96,7 +96,7 @@ BROKEN = {
     "images are not compared": ("run", identity, "differences", lambda before, now: []),
     "images are a number": ("run", identity, "of", names_and_sizes),
     "caches by names": ("run", cache, "_key", key_of_names),
-    "a finished run sees no data": ("run", options, "check_data_of", lambda opt, finished: None),
+    "a finished run sees no data": ("run", loading, "check_data_of", lambda opt, finished: None),
     "logs from their files": ("run", run.Run, "_take_logs", from_the_file),
     "an export is whatever is there": ("run", export, "done", all_there),
     "networks are built before they are looked at": ("name", networks, "sketch", built),

@@ -18,7 +18,7 @@ import train_student
 import train_teacher
 import transfer_student
 from distiller_zoo import Distiller, Pair, find_method, method_meanings, method_names, method_options
-from helper import options
+from helper import parsing
 
 SCRIPTS = {module.__name__: module for module in (train_teacher, train_student, transfer_student, evaluate_kd)}
 BASH = sorted({*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), *ROOT.glob("benchmarks/*.sh")})
@@ -49,8 +49,8 @@ def said(capsys):
     return run
 
 
-def parser_of(script: str) -> options.BriefParser:
-    found: list[options.BriefParser] = []
+def parser_of(script: str) -> parsing.BriefParser:
+    found: list[parsing.BriefParser] = []
 
     class Stop(Exception):
         pass
@@ -60,8 +60,8 @@ def parser_of(script: str) -> options.BriefParser:
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(options.Parser, "parse_args", keep)
-        patch.setattr(options.BriefParser, "parse_known_args", keep)
+        patch.setattr(parsing.Parser, "parse_args", keep)
+        patch.setattr(parsing.BriefParser, "parse_known_args", keep)
         SCRIPTS[script].parse([])
     return found[0]
 
@@ -93,7 +93,7 @@ OPTIONS = [(script, action) for script in SCRIPTS for action in parser_of(script
 
 @pytest.mark.parametrize(("script", "action"), OPTIONS, ids=lambda x: x if isinstance(x, str) else x.option_strings[-1])
 def test_every_option_has_a_meaning_and_one_default(script, action):
-    text = options.Shown("")._expand_help(action)
+    text = parsing.Shown("")._expand_help(action)
     name = f"{action.option_strings[-1]} of {script}.py"
     meaning = re.sub(r"(^|; )(default: .*|an? (whole )?number of .*)", "", text)
     assert meaning, f"{name} has no meaning: where it is added, write help='what it does'"
@@ -156,7 +156,7 @@ def test_equal_and_different_meanings_of_an_option():
         {"p": method_options(Base), "q": {"toy_one": method_options(Base)["toy_one"]}},
     )
     meanings = {"p": {"toy_one": "50 % here", "toy_two": "same"}, "q": {"toy_one": "there"}}
-    options.add_method_options(parser, two, meanings=meanings)
+    parsing.add_method_options(parser, two, meanings=meanings)
     text = " ".join(parser.format_help().split())
     assert "p: 50 % here; q: there; default: p 1, q 1" in text and "same; default: p 2" in text
 

@@ -166,7 +166,7 @@ def test_standardised_where_logits_are_compared(name: str) -> None:
     assert (plain != changed) == (find_method(name).standardisable or name in READS_LOGITS_AS_THEY_ARE)
 
 
-BY_SAMPLE = [name for name in method_names() if find_method(name).by_sample()]
+BY_SAMPLE = [name for name in method_names() if find_method(name).has_per_sample()]
 
 
 def test_methods_that_weigh_samples() -> None:
@@ -185,7 +185,7 @@ def test_weights_of_samples(name: str) -> None:
     criterion = Criterion(0.0, methods={name: method}, betas=[1.0])
     plain = criterion(s, [t], seen)[name]
     torch.testing.assert_close(plain, method(s, t, seen))
-    each = method.each(s, t, seen)
+    each = method.per_sample(s, t, seen)
     assert each.shape == (len(s.logits),) and each.dtype == torch.float32
     criterion.ea_bound = 4.6
     p_s, p_t = ((o.logits.double() / 3).softmax(1) for o in (s, t))
@@ -222,7 +222,7 @@ def test_relations_are_neither_weighed_nor_standardised() -> None:
     p_s, p_t = ((z / 3).softmax(1) for z in (z_s, z_t))
     h_s, h_t = (-(p * (p + 1e-10).log()).sum(1) for p in (p_s, p_t))
     weight = (h_t + h_t * h_s / math.log(10)) / 2
-    expected = method.rest(s, t, seen)
+    expected = method.batch_term(s, t, seen)
     a, b = standardise(z_s), standardise(z_t)
     for T in (4.0, 3.0, 5.0, 2.0, 6.0):
         kd = weight * kd_each(a, b, T)

@@ -148,7 +148,7 @@ class Case:
             loss.backward()
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.step.parameters()]
             value = loss.detach().clone()
-            value = parallel.total(value) / part[1] if part[1] > 1 else value
+            value = parallel.all_reduce(value) / part[1] if part[1] > 1 else value
             found.append([value, *(grad.clone() for grad in grads)])
         return found
 
@@ -165,14 +165,16 @@ def as_one_process(name: str, options: dict, init: bool) -> None:
     one, many = Case(name, options, init), Case(name, options, init)
     expected = one.run(one.step)
     parallel.sync_batch_norms(many.step)
-    found = many.run(parallel.joined(many.step), parallel.part())
+    found = many.run(parallel.ddp(many.step), parallel.rank_and_world_size())
     for step_found, step_expected in zip(found, expected, strict=True):
         for a, b in zip(step_found, step_expected, strict=True):
             close(a, b)
     remembered, wanted = many.criterion.state_dict(), one.criterion.state_dict()
     for key, value in wanted.items():
         close(remembered[key].double(), value.double())
-    for key, values in zip(remembered, zip(*(r.values() for r in parallel.each(remembered)), strict=True), strict=True):
+    for key, values in zip(
+        remembered, zip(*(r.values() for r in parallel.all_gather(remembered)), strict=True), strict=True
+    ):
         assert all(torch.equal(value, values[0]) for value in values), f"{key} differs between processes"
 
 
@@ -431,7 +433,7 @@ def test_several_gpus_are_driven_by_one_process(monkeypatch) -> None:
             with pytest.raises(UserError, match=f"--{flag}: one process drives 2 GPUs"):
                 parallel.start(opt)
         else:
-            assert parallel.gpus(parallel.start(opt)) == 1
+            assert parallel.gpu_count(parallel.start(opt)) == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -439,14 +441,14 @@ def test_data_parallel() -> None:
     torch.manual_seed(0)
     network = models.create_model("resnet8", 10).cuda().eval()
     images = torch.randn(5, 3, 32, 32, device="cuda")
-    spread = parallel.spread(network, torch.device("cuda"))
+    spread = parallel.data_parallel(network, torch.device("cuda"))
     assert isinstance(spread, nn.DataParallel)
     for a, b in zip(tree_leaves(spread(images, is_feat=True)), tree_leaves(network(images, is_feat=True)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_validation_counts_every_sample_once() -> None:
-    """Shares of unequal sizes, added up: what `parallel.total` does between processes."""
+    """Shares of unequal sizes, added up: what `parallel.all_reduce` does between processes."""
     images, labels = torch.randint(256, (11, 3, 32, 32), dtype=torch.uint8), torch.arange(11) % 10
     network = models.create_model("resnet8", 10)
     parts = [(0, 1), (0, 3), (1, 3), (2, 3)]

@@ -194,8 +194,8 @@ def test_weighed_samples_of_several_processes(monkeypatch) -> None:
     criterion.label_loss = LabelLoss(0.1, torch.rand(5, dtype=torch.float64))
     cuts, found = [0, 3, 7], []
     totals = [criterion.label_loss.total(labels[a:b], Mixed(*(x[a:b] for x in mixed))) for a, b in ((0, 3), (3, 7))]
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "total", lambda x: sum(totals))
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "all_reduce", lambda x: sum(totals))
     out = models.Output(logits, (), (), logits)
     for rank, (a, b) in enumerate(itertools.pairwise(cuts)):
         whole = Shared(labels, labels, (3, 4), rank)
