@@ -52,10 +52,11 @@ class Policy:
     size: height and width of the images.
     """
 
+    bilinear = False  # how shears, shifts and rotations read between pixels; else they take the nearest one
     columns: int  # numbers that are drawn for a sample
 
     def __init__(self, operations: Sequence[tuple[str, float]], size: Sequence[int], device: torch.device) -> None:
-        self.operations = Operations([operation(*each, *size) for each in operations], device)
+        self.operations = Operations([operation(*each, *size) for each in operations], device, self.bilinear)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """[n, columns] int64 on the CPU: what fixes all that happens to a sample."""
@@ -140,10 +141,11 @@ class AugMix(Uniform):
     """AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty. Hendrycks et al., ICLR 2020.
     https://arxiv.org/abs/1912.02781
 
-    Three chains of one to three operations, averaged with the image by random weights; torchvision's with
-    interpolation="nearest" (its default and the paper's: bilinear). The paper's loss of three such images is no part.
+    Three chains of one to three operations, averaged with the image by random weights, as torchvision has it. The
+    paper's loss of three such images is no part.
     """
 
+    bilinear = True
     chains, depth, severity = 3, 3, 3
     columns = chains * depth + 1 + chains
 
