@@ -38,7 +38,7 @@ def test_command(command: str) -> None:
     variables = [words.pop(0) for _ in range(next(i for i, word in enumerate(words) if "=" not in word))]
     script = next((word for word in words if word.endswith((".py", ".sh", ".sbatch"))), None)
     if script is None:
-        assert words[0] in ("python", "pip", "uv", "docker") or words[:1] == ["sbatch"]
+        assert words[0] in ("python", "pip", "uv", "docker", "source") or words[:1] == ["sbatch"]
         return
     assert (ROOT / script).is_file() or script.startswith("..")
     text = (ROOT / script).read_text()
