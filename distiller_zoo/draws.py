@@ -20,7 +20,7 @@ class Draws(nn.Module):
 
     @property
     def generator(self) -> torch.Generator:
-        """The generator, on the module's device. It is made at first use, because the module moves after it is built."""
+        """The generator, on the module's device. Made at first use, because the module moves after it is built."""
         if self._generator is None or self._generator.device != self.place.device:
             self._generator = torch.Generator(self.place.device)
             self._restore()
