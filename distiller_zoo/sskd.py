@@ -73,8 +73,10 @@ class SSKD(Distiller, name="sskd"):
     Args:
         sskd_tf: weight of the rotated images' logits.
         sskd_ss: weight of the matching.
-        sskd_tf_T, sskd_ss_T: temperature of the part that sskd_tf or sskd_ss weighs.
-        sskd_tf_ratio, sskd_ss_ratio: share of the teacher's wrong answers that count in that part.
+        sskd_tf_T: temperature of the rotated images' logits.
+        sskd_ss_T: temperature of the matching.
+        sskd_tf_ratio: share of the teacher's wrong classifications that count.
+        sskd_ss_ratio: share of the teacher's wrong matches that count.
     """
 
     weights = (0.1, 0.9, 1.0)

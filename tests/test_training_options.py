@@ -503,7 +503,7 @@ def test_drop_path(tmp_path, monkeypatch) -> None:
     assert rates and rates == [m.drop_prob for m in theirs.modules() if type(m).__name__ == "DropPath"]
     assert network.state_dict().keys() == models.create_model(name, 10, images).state_dict().keys()
     for other in ("resnet8", "torchvision:resnet18", "timm:selecsls42"):
-        with pytest.raises(ValueError, match="takes no --drop_path"):
+        with pytest.raises(ValueError, match="does not take --drop_path"):
             models.create_model(other, 10, images, 0.4)
 
     run = ["--model", name, "--drop_path", "0.4", "--epochs", "2", "--batch_size", "32"]
@@ -541,7 +541,7 @@ WRONG = [
     ("--early_stop 0", "--early_stop: expected a whole number of at least 1"),
     ("--val_split 5", "--val_split 5: expected 10 (one a class) to 100 (all) samples, found 5"),
     ("--val_split 100", "--val_split 100: 100 of 100 training samples leave some of 10 classes without any"),
-    ("--drop_path 0.1", "resnet8: takes no --drop_path, as timm:NAME do"),
+    ("--drop_path 0.1", "resnet8: does not take --drop_path; timm:NAME networks do"),
 ]
 WRONG_STUDENTS = [
     ("-r 0 --smoothing 0.1", "--smoothing has no effect: the weight of the cross entropy (-r) is 0"),
