@@ -67,8 +67,9 @@ class MemoryBanks(nn.Module):
             self.register_buffer(f"Z_{name}", torch.tensor(-1.0))
 
     def log_scores(self, v: Tensor, bank: Tensor, Z: Tensor, idx: Tensor) -> Tensor:
-        """log(exp(bank[idx] . v / nce_t) / Z), [B, K + 1]. The first training call estimates Z, without a host-device
-        sync.
+        """log(exp(bank[idx] . v / nce_t) / Z), [B, K + 1].
+
+        The first training call estimates Z, without a host-device sync.
 
         Args:
             v: embeddings, [B, feat_dim].
@@ -111,8 +112,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
-        """Overwrites the oldest rows with z [B, feat_dim]. Of a batch larger than the queue, the last rows stay. Only
-        in train mode.
+        """Overwrites the oldest rows with z [B, feat_dim].
+
+        Of a batch larger than the queue, the last rows stay. Only in train mode.
         """
         if self.training:
             size = len(self.queue)

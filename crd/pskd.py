@@ -14,8 +14,9 @@ from distiller_zoo.base import Batch, Distiller, Output, Pair, Share
 
 
 class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
-    """Cross entropy whose targets move from the labels to the student's own probabilities of the previous epoch. No
-    teacher.
+    """Cross entropy whose targets move from the labels to the student's own probabilities of the previous epoch.
+
+    No teacher.
 
     Remembers a probability for each training sample and class.
 

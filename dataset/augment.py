@@ -26,8 +26,9 @@ def parted(view: Tensor, *widths: int) -> tuple[Tensor, ...]:
 
 
 def together(index: Tensor, view: Tensor, steps: Steps, n: int) -> tuple[Tensor, Tensor, Steps, list[list[int]]]:
-    """Merges every `n` steps into one. Returns indices, views, the merged slices, and the sizes of the steps
-    in each.
+    """Merges every `n` steps into one.
+
+    Returns indices, views, the merged slices, and the sizes of the steps in each.
     """
     sizes = [len(index[step]) for step in steps]
     index, view = (torch.cat([x[:0], *(x[step] for step in steps)]) for x in (index, view))

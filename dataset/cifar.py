@@ -18,16 +18,18 @@ from .pixels import Channels, resize
 
 @register("cifar10")
 def cifar10(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """`folder` holds or is `cifar-10-batches-py`; otherwise it is downloaded there. Raises FileNotFoundError if that
-    fails.
+    """`folder` holds or is `cifar-10-batches-py`; otherwise it is downloaded there.
+
+    Raises FileNotFoundError if that fails.
     """
     return _read(CIFAR10, Path(folder), image_size, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 @register("cifar100")
 def cifar100(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """`folder` holds or is `cifar-100-python`; otherwise it is downloaded there. Raises FileNotFoundError if that
-    fails.
+    """`folder` holds or is `cifar-100-python`; otherwise it is downloaded there.
+
+    Raises FileNotFoundError if that fails.
     """
     return _read(CIFAR100, Path(folder), image_size, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 

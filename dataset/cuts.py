@@ -80,8 +80,9 @@ class ResizedCrop:
 
 
 class Plain:
-    """The centre crop of the resized image. Above 64 pixels it is resized to more: 256 for a crop of 224, and in
-    proportion.
+    """The centre crop of the resized image.
+
+    Above 64 pixels it is resized to more: 256 for a crop of 224, and in proportion.
     """
 
     outcomes = 1

@@ -18,8 +18,9 @@ from .storage import Files
 
 
 class Dali(Augment):
-    """Views of images in files. Each call of `pixels` builds a pipeline, so that no epoch depends on the
-    previous one.
+    """Views of images in files.
+
+    Each call of `pixels` builds a pipeline, so that no epoch depends on the previous one.
     """
 
     def __init__(

@@ -73,8 +73,9 @@ def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], sour
 
 
 def images_below(place: str | Path) -> Iterator[Found]:
-    """All images below `place`, in any order, each folder once. Follows links to folders, except to those that contain
-    `place`.
+    """All images below `place`, in any order, each folder once.
+
+    Follows links to folders, except to those that contain `place`.
     """
     seen = {str(folder) for folder in Path(os.path.realpath(place)).parents}
     starts = [str(place)]

@@ -85,8 +85,9 @@ def _read(path: Path) -> tuple[Tensor, np.ndarray, list[str] | None]:
 
 
 def _content(file: Any, name: str, kinds: Sequence[str], dims: int) -> np.ndarray:
-    """The array of a data set. Raises ValueError for another type or number of dimensions, and for values in other
-    files.
+    """The array of a data set.
+
+    Raises ValueError for another type or number of dimensions, and for values in other files.
     """
     import h5py
 

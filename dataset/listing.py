@@ -22,8 +22,9 @@ class Listing(NamedTuple):
     val_labels: list[int]
 
     def at(self, size: int, storage: Storage, mean: Channels, std: Channels) -> ImageSet:
-        """The data set in images of `size` pixels. Those in memory are also cached beside train/. Raises as
-        `Storage.settled`.
+        """The data set in images of `size` pixels.
+
+        Those in memory are also cached beside train/. Raises as `Storage.settled`.
         """
         storage = storage.settled(size, len(self.train_files), len(self.val_files))
         return ImageSet(

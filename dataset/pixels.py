@@ -20,8 +20,9 @@ def resize(images: Tensor, size: int | None) -> Tensor:
 
 
 def measure(parts: Iterable[Tensor]) -> tuple[Channels, Channels]:
-    """Mean and deviation of each channel over all parts [N, 3, H, W] uint8, in 0..1. A constant channel has deviation
-    1.
+    """Mean and deviation of each channel over all parts [N, 3, H, W] uint8, in 0..1.
+
+    A constant channel has deviation 1.
     """
     # counting the 256 values is exact, and needs no float copy of the images
     counts = sum(torch.stack([x.flatten().bincount(minlength=256) for x in part.unbind(1)]) for part in parts)

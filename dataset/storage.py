@@ -26,8 +26,9 @@ class Storage(NamedTuple):
     workers: int = 8
 
     def settled(self, size: int, n_train: int, n_val: int) -> "Storage":
-        """Replaces the loader `auto` by the one to use. Raises ValueError, with the sizes, if the chosen loader cannot
-        be used.
+        """Replaces the loader `auto` by the one to use.
+
+        Raises ValueError, with the sizes, if the chosen loader cannot be used.
         """
         kept = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
         if self.loader == "auto":

@@ -62,8 +62,9 @@ class Streamed(Augment):
         )
 
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
-        """As `Augment.pixels`. Raises Unreadable for an image that cannot be decoded. A second call ends the
-        first one.
+        """As `Augment.pixels`.
+
+        Raises Unreadable for an image that cannot be decoded. A second call ends the first one.
         """
         index, view = index.cpu().numpy(), view.cpu().numpy()
         self.batches[:] = [(index[step], view[step]) for step in steps]

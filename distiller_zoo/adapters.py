@@ -1,5 +1,5 @@
-"""What several methods share: precision, unit vectors, pairing of maps, and layers that fit one network's features to
-another's.
+"""Shared by several methods: precision, unit vectors, pairing of maps, layers from one network's features to the
+other's.
 """
 
 import copy
@@ -73,9 +73,9 @@ def standardise(z: Tensor, dim: int = 1, eps: float = 1e-7) -> Tensor:
 class ClassifierMap:
     """Finds the map [B, D, H, W] whose mean over space the classifier reads.
 
-    Looks at the ReLU of the last pre-activation, then at the last feature map. If the classifier reads the mean of
-    neither, takes the pooled features as a map of one cell. `part` says which field of an Output was found:
-    ("preacts",), ("feats",) or ().
+    It is the last feature map or, in WRN, the ReLU of the last pre-activation. If the classifier reads neither's mean,
+    the pooled features count as a map of one cell. `part` is the field of an Output that was found: ("feats",),
+    ("preacts",) or ().
     """
 
     def __init__(self, o: Output) -> None:

@@ -16,8 +16,9 @@ from .base import Batch, Distiller, Output, Pair, Power, Range
 
 
 class AT(Distiller, name="at", aliases=("attention",)):
-    """Compares attention maps: channels raised to at_p and averaged, scaled to unit length per sample. Sums over the
-    stages.
+    """Compares attention maps: channels raised to at_p and averaged, scaled to unit length per sample.
+
+    Sums over the stages.
 
     Args:
         at_p: power to which the channels are raised.

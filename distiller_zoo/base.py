@@ -167,8 +167,7 @@ class Distiller(nn.Module):
         """Optimiser groups of the method's parameters.
 
         Returns:
-            Dicts of "params" and, if these train differently, "lr_scale" (a factor of the run's rate), "weight_decay",
-                ...
+            Dicts of "params" and, optionally, "lr_scale" (a factor of the run's rate), "weight_decay", ...
         """
         return [{"params": list(self.parameters())}]
 
@@ -177,15 +176,14 @@ class Distiller(nn.Module):
         return o._replace(feats=(), preacts=(), dist=())
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The loss of each row of the outputs, [B]. Write this instead of `forward` wherever the loss is a mean over
-        samples: then --ea_weights can weight the samples.
+        """The loss of each row of the outputs, [B]. Write this, not `forward`, if the loss is a mean over samples.
+
+        Then --ea_weights can weight the samples.
         """
         raise NotImplementedError
 
     def batch_term(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
-        """What a method adds to the mean of `per_sample`: a loss of the whole batch. It reads logits that are not
-        standardised.
-        """
+        """A loss of the whole batch, added to the mean of `per_sample`. Its logits are not standardised."""
         return 0.0
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -123,8 +123,9 @@ def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
 
 
 def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
-    """Whether the training needs teachers, and whether the training or an initialisation does. Raises UserError for
-    options that exclude each other or have no effect.
+    """Whether the training needs teachers, and whether the training or an initialisation does.
+
+    Raises UserError for options that exclude each other or have no effect.
     """
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]

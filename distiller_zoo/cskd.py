@@ -48,8 +48,9 @@ class Partners(Views):
 
 
 class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
-    """Matches the student's softened predictions of two samples of a class. No teacher. -b 3 is published for
-    fine-grained classes.
+    """Matches the student's softened predictions of two samples of a class.
+
+    No teacher. -b 3 is published for fine-grained classes.
 
     Args:
         cskd_T: temperature of both predictions.

@@ -20,8 +20,9 @@ from .mt import most_confident
 
 
 class DP(KL, name="dp"):
-    """`kl` towards a teacher or the initial student, chosen for each sample. Of several teachers, the most confident
-    one counts.
+    """`kl` towards a teacher or the initial student, chosen for each sample.
+
+    Of several teachers, the most confident one counts.
 
     Args:
         dp_strategy: `most-conf`, the one with the higher probability for the label, the initial student if equal;

@@ -42,8 +42,9 @@ class Draws(nn.Module):
             self._restore()
 
     def rows(self, f: Tensor, batch: Batch, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in 0..1 for each row of an output, [len(f), *shape]. Each process draws those of the whole
-        batch, and takes its own rows.
+        """Uniform numbers in 0..1 for each row of an output, [len(f), *shape].
+
+        Each process draws those of the whole batch, and takes its own rows.
         """
         views = len(f) // len(batch.labels)
         u = torch.rand(batch.total * views, *shape, generator=self.generator, device=f.device)

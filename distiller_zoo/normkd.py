@@ -16,8 +16,9 @@ from .dkd import decoupled
 
 
 class NormKD(Distiller, name="normkd"):
-    """KD whose temperature is normkd_T times the deviation of the sample's logits, for each network. For `dkd`, the
-    authors use -r 1 -b 1 --warm_up 20.
+    """KD whose temperature is normkd_T times the deviation of the sample's logits, for each network.
+
+    For `dkd`, the authors use -r 1 -b 1 --warm_up 20.
 
     Args:
         normkd_T: temperature of a sample whose logits have deviation 1.

@@ -41,8 +41,9 @@ class Fusion(nn.Module):
 
 
 def hierarchical(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Mean squared errors of the maps, and of their averages over 4x4, 2x2 and 1x1 cells. Each has half the previous
-    weight.
+    """Mean squared errors of the maps, and of their averages over 4x4, 2x2 and 1x1 cells.
+
+    Each has half the previous weight.
     """
     loss, weight, total = F.mse_loss(f_s, f_t), 1.0, 1.0
     for cells in (4, 2, 1):

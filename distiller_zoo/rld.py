@@ -22,8 +22,10 @@ def one_and_rest(z: Tensor, one: Tensor) -> Tensor:
 
 
 class RLD(Distiller, name="rld"):
-    """The student's confidence in the label matches the teacher's in its predicted class. Among the classes that the
-    teacher ranks below the label, the student matches the teacher. So it does not learn the teacher's errors.
+    """The student's confidence in the label matches the teacher's in its predicted class.
+
+    Among the classes that the teacher ranks below the label, the student matches the teacher. So it does not learn the
+    teacher's errors.
 
     With `--standardise` the authors use both temperatures 2 and -b 9.
 

@@ -19,8 +19,9 @@ from .nkd import other_part, target_part
 
 
 class SDD(Distiller, name="sdd"):
-    """A logit loss on the whole map and on its regions. Regions that the teacher classifies right while the whole is
-    wrong, or the reverse, count twice.
+    """A logit loss on the whole map and on its regions.
+
+    Regions that the teacher classifies right while the whole is wrong, or the reverse, count twice.
 
     For `dkd` and `nkd` use -r 1 -b 1 --warm_up 20.
 

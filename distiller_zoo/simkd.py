@@ -48,8 +48,9 @@ class Projected(Wrapper, name="simkd"):
 
 
 class SimKD(Distiller, name="simkd"):
-    """The student's projected map imitates the map that the teacher's classifier reads. Projector and classifier stay
-    in the student.
+    """The student's projected map imitates the map that the teacher's classifier reads.
+
+    Projector and classifier stay in the student.
 
     Args:
         simkd_factor: how many times narrower the projector is inside.

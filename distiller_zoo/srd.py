@@ -21,8 +21,9 @@ def normalised(x: Tensor) -> Tensor:
 
 
 class SRD(Distiller, name="srd"):
-    """Logarithm of the distance between normalised pooled features, the student's projected. Beside it, KD at
-    temperature 1.
+    """Logarithm of the distance between normalised pooled features, the student's projected.
+
+    Beside it, KD at temperature 1.
 
     Args:
         srd_exponent: power of each difference of two features.

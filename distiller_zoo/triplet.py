@@ -25,8 +25,9 @@ def negatives(labels: Tensor) -> Tensor:
 
 
 class Triplet(Distiller, name="triplet"):
-    """The student's logits must be nearer to the teacher's than to its own of another sample. Beside it, KD at
-    temperature 5 (`-a`).
+    """The student's logits must be nearer to the teacher's than to its own of another sample.
+
+    Beside it, KD at temperature 5 (`-a`).
 
     Args:
         triplet_margin: by how much the positive must be nearer than the negative.

@@ -21,8 +21,9 @@ def cells(f: Tensor, grid: int) -> list[Tensor]:
 
 
 class WKDF(Distiller, name="wkd_f"):
-    """Wasserstein distance between the channels' normal distributions, in each cell of the last maps. The published
-    weights are resnet8x4's.
+    """Wasserstein distance between the channels' normal distributions, in each cell of the last maps.
+
+    The published weights are resnet8x4's.
 
     Args:
         wkd_grid: cells of a map along each side, each with its own distance.

@@ -26,8 +26,9 @@ def class_costs(prototypes: Tensor, sharpen: float) -> Tensor:
 
 
 class WKDL(Distiller, name="wkd_l", aliases=("wkd",)):
-    """Cost of moving the student's probabilities to the teacher's; similar classes are cheap. Optimal transport among
-    the classes other than the label, by Sinkhorn's iteration. The label's part is NKD's.
+    """Cost of moving the student's probabilities to the teacher's; similar classes are cheap.
+
+    Optimal transport among the classes other than the label, by Sinkhorn's iteration. The label's part is NKD's.
 
     The authors use -b 1 and wkd_gamma 30 on ImageNet; on CIFAR-100 600 with wkd_T 8 for resnet8x4, 200 with 6 for
     ShuffleV1.

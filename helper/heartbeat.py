@@ -16,8 +16,9 @@ SILENT = 20  # seconds until a process counts as gone; torchrun then takes 30 mo
 
 
 def start(rank: int, world: int) -> None:
-    """Starts the heartbeat. This process exits with status 1 and a line once another one has been silent for `SILENT`
-    seconds.
+    """Starts the heartbeat.
+
+    This process exits with status 1 and a line once another one has been silent for `SILENT` seconds.
 
     Each process counts its heartbeats in the store that joined the processes, and reads the others' counts.
     """

@@ -9,8 +9,9 @@ from .util import Stopped
 
 
 class Signals:
-    """Within `with`, catches SIGTERM, SIGHUP and the first Ctrl-C; `asked` returns them. A second Ctrl-C raises
-    KeyboardInterrupt.
+    """Within `with`, catches SIGTERM, SIGHUP and the first Ctrl-C; `asked` returns them.
+
+    A second Ctrl-C raises KeyboardInterrupt.
 
     At the end of the block, raises Stopped for a signal that was not handled.
     """
@@ -29,8 +30,9 @@ class Signals:
         self.number = number
 
     def asked(self) -> int:
-        """The signal received, or 0. With several processes, all return it, one call after the process that received
-        it.
+        """The signal received, or 0.
+
+        With several processes, all return it, one call after the process that received it.
         """
         return self.soon.largest(self.number)
 

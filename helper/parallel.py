@@ -145,8 +145,9 @@ class AsyncMax:
         self.pending: tuple[Tensor, Any] | None = None
 
     def largest(self, x: int) -> int:
-        """The maximum over the processes of their previous calls' x, so that no process waits for another. The first
-        call returns 0.
+        """The maximum over the processes of their previous calls' x, so that no process waits for another.
+
+        The first call returns 0.
         """
         if not is_distributed():
             return x

@@ -69,8 +69,9 @@ class PackageFamily:
         return {}, size
 
     def plan(self, net: nn.Module, images: Tensor) -> Plan:
-        """Finds the places of features by running the network on images of its own size. Raises ValueError if it
-        cannot.
+        """Finds the places of features by running the network on images of its own size.
+
+        Raises ValueError if it cannot.
         """
         raise NotImplementedError
 
@@ -105,7 +106,9 @@ class PackageFamily:
         name, _, at = name.partition("@")
         if at and not (at.isdigit() and int(at)):
             raise ValueError(f"{self.prefix}:{name}@{at}: expected a size in pixels after the @")
-        asked = (int(at), int(at)) if at else images.size if images else None
+        asked = images.size if images else None
+        if at:
+            asked = (int(at), int(at))
         plan, (arguments, size) = _plan(self, name), _fit(self, name, asked, bool(at))
         if drop_path is not None:
             arguments = arguments | self.dropping(name, drop_path)

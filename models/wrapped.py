@@ -44,8 +44,9 @@ def layers_of(network: nn.Module) -> list[list[Any]]:
 
 
 def wrap(network: nn.Module, layers: Layers) -> nn.Module:
-    """Puts these wrappers, untrained, around the network. Raises ValueError for an unknown wrapper or unfit
-    arguments.
+    """Puts these wrappers, untrained, around the network.
+
+    Raises ValueError for an unknown wrapper or unfit arguments.
     """
     if not isinstance(layers, (list, tuple)):
         raise ValueError(f"expected a list of wrappers, found {type(layers).__name__}")
@@ -71,8 +72,9 @@ def rebuild(name: str, num_classes: int, images: Any = None, layers: Layers = ()
 
 
 def sketch(name: str, layers: Layers = (), num_classes: int = 2) -> nn.Module:
-    """The network on the meta device: to look at its shapes without memory for its weights. Raises ValueError as
-    `rebuild`.
+    """The network on the meta device: to look at its shapes without memory for its weights.
+
+    Raises ValueError as `rebuild`.
 
     Example:
         parameters = sum(p.numel() for p in sketch("resnet8x4", num_classes=100).parameters())
