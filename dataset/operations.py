@@ -1,6 +1,6 @@
 """AutoAugment's operations on whole batches; each sample has its own operation.
 
-Pixels equal those of torchvision.transforms for PIL images (nearest neighbour, black outside). torchvision's v2 rounds
+Pixels equal those of torchvision.transforms for PIL images (black outside). torchvision's v2 rounds
 the threshold of some Solarize up, and so inverts one value less. Nothing waits for the device: operations are drawn on
 the host, which therefore knows what a batch needs.
 """
@@ -42,9 +42,9 @@ def operation(name: str, strength: float, height: int, width: int) -> Operation:
     if name == "TranslateY":
         return Operation(AFFINE, affine=(1, 0, 0, 0, 1, -int(strength)))
     if name == "Rotate":
-        cos, sin = math.cos(math.radians(strength)), math.sin(math.radians(strength))
+        cos, sin = (round(f(math.radians(strength % 360)), 15) for f in (math.cos, math.sin))  # as PIL rounds them
         x, y = width / 2, height / 2
-        return Operation(AFFINE, affine=(cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+        return Operation(AFFINE, affine=(cos, -sin, cos * -x + sin * y + x, sin, cos, -sin * x + cos * -y + y))
     if name == "Posterize":
         return Operation(TABLE, tuple(v & -(2 ** (8 - int(strength))) for v in range(256)))
     above = {"Invert": 0.0, "Solarize": strength}[name]
@@ -75,13 +75,21 @@ class Reach(NamedTuple):
 
 
 class Operations:
-    """A table of operations, from which each sample of a batch takes one row."""
+    """A table of operations, from which each sample of a batch takes one row.
 
-    def __init__(self, operations: list[Operation], device: torch.device | str) -> None:
-        a, b, c, d, e, f = torch.tensor([o.affine for o in operations], dtype=torch.float64).unbind(1)
+    Args:
+        operations: the rows.
+        device: of the images.
+        bilinear: interpolate in shears, shifts and rotations; else take the nearest pixel.
+    """
+
+    def __init__(self, operations: list[Operation], device: torch.device | str, bilinear: bool = False) -> None:
+        real = torch.tensor([o.affine for o in operations], dtype=torch.float64)
+        a, b, c, d, e, f = real.unbind(1)
         # PIL's fixed point, at pixel centres: 16 fractional bits, rounded
         centred = torch.stack([a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2], 1)
-        self.affine = (centred * 65536 + 0.5).floor().long().to(device)
+        self.affine = (real if bilinear else (centred * 65536 + 0.5).floor().long()).to(device)
+        self.move = move_bilinear if bilinear else move
         self.table = torch.tensor([o.table for o in operations], dtype=torch.uint8).to(device)
         self.factor = torch.tensor([o.factor for o in operations], dtype=torch.float32).to(device)
         self.kind = torch.tensor([o.kind for o in operations])  # on the CPU
@@ -106,7 +114,7 @@ class Operations:
         if kind == TABLE:
             return look_up(x, self.table[row].unsqueeze(1))
         if kind == AFFINE:
-            return move(x, self.affine[row])
+            return self.move(x, self.affine[row])
         if kind in WORSE:
             x = x.int()
             worse = WORSE[kind](x)
@@ -179,3 +187,26 @@ def move(x: Tensor, affine: Tensor) -> Tensor:
     place = torch.where(inside, from_y * w + from_x, 0).view(n, h * w, 1).expand(-1, -1, channels)
     moved = x.view(n, h * w, channels).gather(1, place).view(x.shape)
     return torch.where(inside.unsqueeze(3), moved, 0)
+
+
+def move_bilinear(x: Tensor, affine: Tensor) -> Tensor:
+    """affine: [B, 6] float64; in PIL's order of sums, because its rounding down shows the last bit."""
+    n, h, w, channels = x.shape
+    a, b, c, d, e, f = affine.view(-1, 6, 1, 1).unbind(1)
+    to_x = torch.arange(w, device=x.device, dtype=torch.float64) + 0.5
+    to_y = torch.arange(h, device=x.device, dtype=torch.float64).unsqueeze(1) + 0.5
+    from_x, from_y = a * to_x + b * to_y + c, d * to_x + e * to_y + f
+    inside = (from_x >= 0) & (from_x < w) & (from_y >= 0) & (from_y < h)
+    left, top = (from_x - 0.5).floor(), (from_y - 0.5).floor()
+    share_x, share_y = (from_x - 0.5 - left).view(n, -1, 1), (from_y - 0.5 - top).view(n, -1, 1)
+    columns = [(left + i).clamp(0, w - 1).long() for i in (0, 1)]
+    flat = x.view(n, h * w, channels)
+
+    def row(y: Tensor) -> Tensor:
+        start = y.clamp(0, h - 1).long() * w
+        one, two = (flat.gather(1, (start + column).view(n, -1, 1).expand(-1, -1, channels)) for column in columns)
+        return one + (two.double() - one) * share_x
+
+    upper = row(top)
+    found = (upper + (row(top + 1) - upper) * share_y).to(torch.uint8).view(x.shape)
+    return torch.where(inside.unsqueeze(3), found, 0)

@@ -55,10 +55,11 @@ class Policy:
         device: of the images.
     """
 
+    bilinear = False  # True: interpolate in shears, shifts and rotations; else take the nearest pixel
     columns: int  # numbers drawn for each sample
 
     def __init__(self, operations: Sequence[tuple[str, float]], size: Sequence[int], device: torch.device) -> None:
-        self.operations = Operations([operation(*each, *size) for each in operations], device)
+        self.operations = Operations([operation(*each, *size) for each in operations], device, self.bilinear)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Integers that determine a sample's operations: [n, columns] int64 on the CPU."""
@@ -149,11 +150,11 @@ class AugMix(Uniform):
     """AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty. Hendrycks et al., ICLR 2020.
     https://arxiv.org/abs/1912.02781
 
-    Averages the image with three chains of one to three operations, with random weights. As torchvision's with
-    interpolation="nearest" (its default and the paper's: bilinear). Does not include the paper's loss on three such
-    images.
+    Averages the image with three chains of one to three operations, with random weights, as torchvision does. Does not
+    include the paper's loss on three such images.
     """
 
+    bilinear = True
     chains, depth, severity = 3, 3, 3
     columns = chains * depth + 1 + chains
 

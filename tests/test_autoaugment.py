@@ -61,10 +61,10 @@ def of_pil(image: torch.Tensor, change) -> torch.Tensor:
     return pil_to_tensor(change(Image.fromarray(image.numpy()))).permute(1, 2, 0)
 
 
-def by_torchvision(name: str, strength: float):
+def by_torchvision(name: str, strength: float, between: v2.InterpolationMode = v2.InterpolationMode.NEAREST):
     """The operation on PIL images, of torchvision.transforms.v2."""
-    strength, nearest = strength / 255 if name == "Solarize" else strength, v2.InterpolationMode.NEAREST
-    return lambda pil: V2._apply_image_or_video_transform(pil, name, strength, nearest, {Image.Image: None})
+    strength = strength / 255 if name == "Solarize" else strength
+    return lambda pil: V2._apply_image_or_video_transform(pil, name, strength, between, {Image.Image: None})
 
 
 def space(policy: str, shape: tuple[int, int]) -> dict[str, tuple[torch.Tensor, bool]]:
@@ -84,18 +84,23 @@ def test_strengths_are_torchvisions(policy, shape):
 
 @pytest.mark.parametrize("policy, shape", [*((p, SIZES[0]) for p in REACHES), *(("randaugment", s) for s in SIZES[1:])])
 @pytest.mark.parametrize("name", NAMES)
-def test_operations_equal_torchvisions(policy, name, shape):
+@pytest.mark.parametrize("between", ["NEAREST", "BILINEAR"])
+def test_operations_equal_torchvisions(between, policy, name, shape):
     """Every strength in both directions, in one batch."""
     images = some_images(*shape)
     strengths = REACHES[policy].strengths(name, *shape)
     strengths += [-strength for strength in strengths] if name in SIGNED else []
-    batch = Operations([Operation(), *(operation(name, strength, *shape) for strength in strengths)], "cpu")
+    batch = Operations(
+        [Operation(), *(operation(name, strength, *shape) for strength in strengths)], "cpu", between == "BILINEAR"
+    )
     rows = torch.arange(len(strengths) + 1).repeat_interleave(len(images))
     images = images.repeat(len(strengths) + 1, 1, 1, 1)
     shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     images, rows = images[shuffled], rows[shuffled]
     for image, row, ours in zip(images, rows.tolist(), batch(images, rows), strict=True):
-        theirs = of_pil(image, by_torchvision(name, strengths[row - 1])) if row else image
+        theirs = (
+            of_pil(image, by_torchvision(name, strengths[row - 1], v2.InterpolationMode[between])) if row else image
+        )
         assert torch.equal(ours, theirs), strengths[row - 1]
 
 
