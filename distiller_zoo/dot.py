@@ -31,7 +31,7 @@ class DOT(Update):
             "--accumulate": opt.accumulate > 1,
         }
         for flag in [flag for flag, given in ruled_out.items() if given]:
-            raise ValueError(f"has no rule for {flag}")
+            raise ValueError(f"does not support {flag}")
         if not (opt.gamma and (opt.alpha or any(opt.beta))):
             raise ValueError("needs the cross entropy (-r) and a term beside it (-a or -b)")
         if not opt.dot <= opt.momentum <= 1 - opt.dot:

@@ -19,7 +19,7 @@ class Flips:
     """The values of on_flip."""
 
     def __str__(self) -> str:
-        return "3 of distill and nothing, at least 1 of them distill"
+        return "three of distill or nothing, at least one of them distill"
 
     def check(self, value: str) -> None:
         """Raises ValueError for another value."""

@@ -547,9 +547,9 @@ WRONG_STUDENTS = [
     ("-r 0 --smoothing 0.1", "--smoothing has no effect: the weight of the cross entropy (-r) is 0"),
     ("-r 0 --class_weights balanced", "--class_weights has no effect"),
     ("--ema 0.9 --mcl_tau 0.9", "--ema and --mcl_tau are the same"),
-    ("--dot 0.05 --opt adamw", "--dot 0.05: has no rule for --opt adamw"),
-    ("--dot 0.05 --clip_grad 1", "--dot 0.05: has no rule for --clip_grad"),
-    ("--dot 0.05 --accumulate 2", "--dot 0.05: has no rule for --accumulate"),
+    ("--dot 0.05 --opt adamw", "--dot 0.05: does not support --opt adamw"),
+    ("--dot 0.05 --clip_grad 1", "--dot 0.05: does not support --clip_grad"),
+    ("--dot 0.05 --accumulate 2", "--dot 0.05: does not support --accumulate"),
     ("--sweep kd;none_--accumulate_2", "--accumulate is the same for all students"),
     ("--sweep kd;none_--val_split_20", "--val_split is the same for all students"),
 ]
