@@ -37,12 +37,12 @@ def folder(folder: str | Path, image_size: int | None, storage: Storage) -> Imag
     data = found.at(size, storage, **IMAGENET)
     if size > LARGEST_KEPT:
         return data
-    kept = found.root / f".cache-{size}-mean-std.npz"
+    cache = found.root / f".cache-{size}-mean-std.npz"
 
     def measured() -> np.ndarray:
         return np.array(measure(data.train_images.split(1024)))
 
-    mean, std = cached(kept, found.train_files, measured, ("float64", (2, 3)), _are_channels).tolist()
+    mean, std = cached(cache, found.train_files, measured, ("float64", (2, 3)), _are_channels).tolist()
     return dataclasses.replace(data, mean=tuple(mean), std=tuple(std))
 
 

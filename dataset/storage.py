@@ -30,14 +30,14 @@ class Storage(NamedTuple):
 
         Raises ValueError, with the sizes, if the chosen loader cannot be used.
         """
-        kept = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
+        gigabytes = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
         if self.loader == "auto":
-            fits = size <= LARGEST_KEPT and kept <= self.memory_gb
+            fits = size <= LARGEST_KEPT and gigabytes <= self.memory_gb
             return self._replace(loader="memory" if fits else "stream")
         if self.loader == "memory" and size > LARGEST_KEPT:
             raise ValueError(f"--loader memory: holds images of at most {LARGEST_KEPT} pixels, these have {size}")
-        if self.loader == "memory" and kept > self.memory_gb:
-            raise ValueError(f"--loader memory: the images take {kept:.3g} GB, --memory_gb is {self.memory_gb:g}")
+        if self.loader == "memory" and gigabytes > self.memory_gb:
+            raise ValueError(f"--loader memory: the images take {gigabytes:.3g} GB, --memory_gb is {self.memory_gb:g}")
         if self.loader == "dali":
             if size <= LARGEST_KEPT:
                 raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
@@ -57,10 +57,10 @@ class Storage(NamedTuple):
         if self.loader != "memory":
             paths = [os.fsencode(file.path) for _, files in parts for file in files]
             return Files(np.array(paths), len(os.fsencode(parts[0][0].parent / "_")) - 1, size, self)
-        kept = [self._kept(cache, files, size) for cache, files in parts]
-        return torch.cat(kept) if len(kept) > 1 else kept[0]
+        tensors = [self._decoded(cache, files, size) for cache, files in parts]
+        return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def _kept(self, cache: Path, files: list[Found], size: int) -> Tensor:
+    def _decoded(self, cache: Path, files: list[Found], size: int) -> Tensor:
         def make() -> np.ndarray:
             return decode([file.path for file in files], size, self.workers).permute(0, 2, 3, 1).numpy()
 

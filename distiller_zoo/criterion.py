@@ -66,8 +66,8 @@ class Criterion(nn.Module):
     @property
     def reads(self) -> set[str]:
         """The feature maps of the Outputs that `forward` reads."""
-        weighed = zip(self.methods.values(), self.full_betas, strict=True)
-        return {part for method, beta in weighed if beta for part in method.reads}
+        pairs = zip(self.methods.values(), self.full_betas, strict=True)
+        return {part for method, beta in pairs if beta for part in method.reads}
 
     @property
     def init_reads(self) -> set[str]:

@@ -17,7 +17,7 @@ from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 def one_and_rest(z: Tensor, one: Tensor) -> Tensor:
     """Log-probabilities of the class `one` [B] and of all others together, [B, 2]."""
     mask = is_label(z, one)
-    parts = [without(z, kept).logsumexp(1) for kept in (~mask, mask)]
+    parts = [without(z, dropped).logsumexp(1) for dropped in (~mask, mask)]
     return F.log_softmax(torch.stack(parts, 1), dim=1)
 
 

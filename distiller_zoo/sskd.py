@@ -59,10 +59,10 @@ def selected_kl(z_s: Tensor, z_t: Tensor, right: Tensor, T: float, ratio: float)
     rank = (z_t > z_t.gather(1, right.unsqueeze(1))).sum(1)
     wrong = (rank > 0).sum()
     n = len(rank) - wrong + (ratio * wrong.double()).long()
-    kept = rank.argsort(stable=True).argsort() < n
+    selected = rank.argsort(stable=True).argsort() < n
     log_s, log_t = F.log_softmax(z_s / T, dim=1), F.log_softmax(z_t / T, dim=1)
     kl = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
-    return T**2 * (kl * kept).sum() / n.clamp_min(1)
+    return T**2 * (kl * selected).sum() / n.clamp_min(1)
 
 
 class SSKD(Distiller, name="sskd"):
