@@ -1,8 +1,10 @@
-"""Several teachers at once: the ensemble mode of The State of Knowledge Distillation for Classification. Ruffy, Chahal,
-2019. https://arxiv.org/abs/1912.10850 Choosing among teachers: Fantastic Gains and Where to Find Them. Roth et al.,
-ICLR 2024. https://arxiv.org/abs/2310.17653
+"""Several teachers: the ensemble mode of The State of Knowledge Distillation for Classification. Ruffy, Chahal, 2019.
+https://arxiv.org/abs/1912.10850
 
 mean_i T^2 KL(p_i || p_s),  p_i: teacher i's softmax(z / T)
+
+Choosing one teacher for each sample: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
+https://arxiv.org/abs/2310.17653
 """
 
 from collections.abc import Sequence
