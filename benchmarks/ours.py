@@ -1,6 +1,6 @@
 """Times epochs of train_student.py, which runs as it is: `step_time.py` starts this, with the script's options.
 
-The data set `random` (noise.py) holds images of noise, on which time does not depend.
+The data set `random` (noise.py) holds noise: what an image shows does not change the times.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Losses that remember samples between batches. Importing this package registers them, one line each."""
+"""Losses that remember samples between batches. Each import line registers a method."""
 
 from .crd import CRD as CRD
 from .pskd import PSKD as PSKD

@@ -1,10 +1,12 @@
 """Contrastive Representation Distillation. Tian, Krishnan, Isola, ICLR 2020. https://arxiv.org/abs/1910.10699
 
-Differs: negatives are drawn on the training device, stratified over the samples sorted by class, where the authors draw
-each on its own: a sample's nce_k are distinct, and spread evenly over the other classes. One product scores the whole
-bank.
-`memory_type queue` is InfoNCE against a queue of the teacher's last embeddings (giakoumoglou/distillers), whose
-negatives may be of the sample's own class.
+sum of -log(o / (o + c)) of the positive and -log(c' / (o + c)) of the negatives,  o = exp(e . m / nce_t) / Z
+e: a network's embedding,  m: the other network's memory,  c' = K / n_data,  c = c' + eps
+
+Differs: a sample's nce_k negatives are distinct and spread evenly over the other classes; the authors draw each
+independently. They are drawn on the training device. One matrix product scores the whole bank. `memory_type queue` is
+InfoNCE against a queue of the teacher's last embeddings (giakoumoglou/distillers), whose negatives may be of the
+sample's own class.
 """
 
 import math
@@ -22,21 +24,30 @@ from .negatives import Negatives
 
 
 class CRD(Distiller, name="crd"):
-    """Each network's embedding must find its own sample in the other network's memory among nce_k other classes'.
+    """Each network's embedding must find its own sample in the other network's memory, among nce_k samples of other
+    classes.
 
-    Noise-contrastive estimation on pooled features. Raises ValueError where labels hold a single class (momentum).
-    feat_dim: width of the embeddings. nce_k: negatives of a sample, or the queue's length. nce_t: temperature of the
-    scores. nce_m: share of the old embedding that a memory keeps. mode: the positive is the sample itself (`exact`) or
-    any of its class (`relax`). memory_type: `momentum`, a bank of every sample, or `queue`, the last embeddings.
-    enqueue: with a queue, the batch joins it `after` the loss or `before`, so that a sample's own teacher embedding is
-    also among the negatives, as in the authors' code.
+    Noise-contrastive estimation on pooled features.
+
+    Args:
+        feat_dim: width of the embeddings.
+        nce_k: negatives of a sample, or the queue's length.
+        nce_t: temperature of the scores.
+        nce_m: share of the old embedding that a memory keeps.
+        mode: the positive is the sample itself (`exact`) or any of its class (`relax`).
+        memory_type: `momentum`, a bank of every sample, or `queue`, the last embeddings.
+        enqueue: with a queue, the batch joins it `after` the loss or `before`. With `before`, as in the authors' code,
+            a sample's own teacher embedding is also among its negatives.
+
+    Raises:
+        ValueError: the labels hold a single class (momentum).
     """
 
     weights = (1.0, 0.0, 0.8)
     one_label = True
     reads = ()
-    relational = True  # ranks that saw different batches would keep different memories
-    eps = 1e-7  # added to the noise's density, as RepDistiller does
+    relational = True  # ranks that see different batches would have different memories
+    eps = 1e-7  # added to the noise's density, as in RepDistiller
 
     def __init__(
         self,
@@ -66,15 +77,20 @@ class CRD(Distiller, name="crd"):
         return self.contrast_loss(s.pooled, t.pooled.detach(), batch.index, self.negatives(batch.index))
 
     def contrast_loss(self, f_s: Tensor, f_t: Tensor, index: Tensor, contrast_idx: Tensor) -> Tensor:
-        """index [B]: the samples' places in the banks; contrast_idx [B, K + 1]: the positive, then the negatives."""
+        """The loss from memory banks, a scalar.
+
+        Args:
+            f_s, f_t: pooled features, [B, D].
+            index: the samples' rows in the banks, [B].
+            contrast_idx: rows of the positive, then of the negatives, [B, K + 1].
+        """
         m, v1, v2 = self.memory, self.embed_s(f_s), self.embed_t(f_t)
         loss = self._nce(v1, m.memory_v2, m.Z_v1, contrast_idx) + self._nce(v2, m.memory_v1, m.Z_v2, contrast_idx)
         m.update(v1, v2, index)
         return full(loss.mean())
 
     def _nce(self, v: Tensor, bank: Tensor, Z: Tensor, idx: Tensor) -> Tensor:
-        """[B]: -log(o / (o + c)) of the positive and -log(c' / (o + c)) of the negatives, o the score, c' the noise's
-        density K / n_data, c = c' + eps."""
+        """The loss of each sample, [B], as in the formula above."""
         k = idx.shape[1] - 1
         noise = k / self.memory.n_data
         u = self.memory.log_scores(v.detach(), bank, Z, idx) - math.log(noise + self.eps)
@@ -85,7 +101,7 @@ class CRD(Distiller, name="crd"):
         return with_gradient(value, v, self.memory.pull(weight, bank, idx))
 
     def queue_loss(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """Cross entropy of the own pair against the queue."""
+        """Cross entropy of each sample's own pair against the queue."""
         z_s, z_t = self.embed_s(f_s), self.embed_t(f_t)
         if self.enqueue == "before":
             self.memory.push(z_t)

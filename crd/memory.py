@@ -1,4 +1,4 @@
-"""What the contrastive methods remember: banks of the whole training set, or a queue of the last batches."""
+"""What contrastive methods remember: memory banks of the whole training set, or a queue of the last embeddings."""
 
 import math
 import warnings
@@ -11,23 +11,27 @@ from torch import Tensor, nn
 from distiller_zoo.adapters import unit
 from distiller_zoo.base import Range
 
-Momentum = Annotated[float, Range(float, 0, 1, "[)")]  # 1: the banks would stay as they begin
+Momentum = Annotated[float, Range(float, 0, 1, "[)")]  # with 1 the banks would never change
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 def with_gradient(value: Tensor, v: Tensor, grad: Tensor) -> Tensor:
-    """Per-row values [B] whose gradient to the rows of v [B, D] is known to be grad [B, D].
+    """Values [B] with the given gradient [B, D] to v [B, D].
 
-    Autograd would keep the bank for its backward pass, and the step overwrites the bank before that.
+    Autograd would keep the bank for its backward pass, but the step overwrites the bank first.
+
+    Example:
+        scores = v.detach() @ queue.T
+        loss = with_gradient(scores.logsumexp(1), v, scores.softmax(1) @ queue).mean()
     """
     return value + ((v - v.detach()) * grad).sum(1)
 
 
 def sampled_dots(v: Tensor, bank: Tensor, idx: Tensor) -> Tensor:
-    """v [B, D] times the rows idx [B, K] of bank [N, D], each row with its own: [B, K].
+    """Inner products of each row of v [B, D] with its own rows idx [B, K] of bank [N, D]: [B, K].
 
-    On a CPU without a copy of these rows, [B, K, D], which would take three times as long.
+    On a CPU, without copying these rows [B, K, D], which would take three times as long.
     """
     if v.is_cuda:
         return torch.bmm(bank[idx], v.unsqueeze(2)).squeeze(2)
@@ -38,16 +42,24 @@ def sampled_dots(v: Tensor, bank: Tensor, idx: Tensor) -> Tensor:
 
 
 class MemoryBanks(nn.Module):
-    """One embedding per training sample and network, [n_data, feat_dim], and the normalisers of their scores.
+    """An embedding of every training sample for each network, [n_data, feat_dim], and the normalisers Z of their
+    scores.
 
-    v1 is the student's bank, v2 the teacher's. Z is -1 until the first training batch fixes it.
+    `memory_v1` is the student's bank, `memory_v2` the teacher's. Z is -1 until the first training batch estimates it.
+
+    Args:
+        n_data: number of training samples.
+        feat_dim: width of the embeddings.
+        nce_k: negatives of a sample.
+        nce_t: temperature of the scores.
+        nce_m: share of the old embedding in an update.
     """
 
     def __init__(self, n_data: int, feat_dim: int, nce_k: int, nce_t: float, nce_m: float) -> None:
         super().__init__()
         self.n_data, self.nce_t, self.nce_m = n_data, nce_t, nce_m
-        # The product costs n_data a row, the gather nce_k; measured on a CPU they cross where n_data / nce_k is between
-        # 8 and 14 for feat_dim 128, between 3 and 8 for 32.
+        # A product with the whole bank costs n_data a row, a gather nce_k. On a CPU they break even at n_data / nce_k
+        # between 8 and 14 for feat_dim 128, between 3 and 8 for 32 (measured).
         self.gather = n_data > 12 * nce_k
         bound = 1 / math.sqrt(feat_dim / 3)
         for name in ("v1", "v2"):
@@ -55,7 +67,15 @@ class MemoryBanks(nn.Module):
             self.register_buffer(f"Z_{name}", torch.tensor(-1.0))
 
     def log_scores(self, v: Tensor, bank: Tensor, Z: Tensor, idx: Tensor) -> Tensor:
-        """log(exp(bank[idx] . v / nce_t) / Z), [B, K + 1]; the first training call estimates Z, without a sync."""
+        """log(exp(bank[idx] . v / nce_t) / Z), [B, K + 1].
+
+        The first training call estimates Z, without a host-device sync.
+
+        Args:
+            v: embeddings, [B, feat_dim].
+            bank, Z: a bank and its normaliser.
+            idx: rows of the bank, [B, K + 1].
+        """
         dots = (sampled_dots(v, bank, idx) if self.gather else (v @ bank.T).gather(1, idx)) / self.nce_t
         estimate = torch.where(Z < 0, dots.exp().mean() * self.n_data, Z)
         if self.training:
@@ -63,7 +83,7 @@ class MemoryBanks(nn.Module):
         return dots - estimate.log()
 
     def pull(self, weight: Tensor, bank: Tensor, idx: Tensor) -> Tensor:
-        """Gradient with respect to v of sum(weight * log_scores), [B, feat_dim]."""
+        """Gradient of sum(weight * log_scores) with respect to v, [B, feat_dim]."""
         if self.gather:
             return F.embedding_bag(idx, bank, mode="sum", per_sample_weights=weight) / self.nce_t
         spread = weight.new_zeros(len(weight), len(bank)).scatter_add_(1, idx, weight)
@@ -71,14 +91,19 @@ class MemoryBanks(nn.Module):
 
     @torch.no_grad()
     def update(self, v1: Tensor, v2: Tensor, index: Tensor) -> None:
-        """Moves the banks' rows of this batch towards its embeddings, back onto the unit sphere."""
+        """Moves this batch's rows of the banks towards its embeddings, and normalises them. Only in train mode.
+
+        Args:
+            v1, v2: embeddings of student and teacher, [B, feat_dim].
+            index: the samples' rows, [B].
+        """
         if self.training:
             for bank, v in ((self.memory_v1, v1), (self.memory_v2, v2)):
                 bank.index_copy_(0, index, unit(self.nce_m * bank[index] + (1 - self.nce_m) * v))
 
 
 class Queue(nn.Module):
-    """The last size embeddings of the teacher, [size, feat_dim], in a ring. Starts as random unit vectors."""
+    """The teacher's last `size` embeddings in a ring buffer, [size, feat_dim]. Starts with random unit vectors."""
 
     def __init__(self, size: int, feat_dim: int) -> None:
         super().__init__()
@@ -87,8 +112,12 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
-        """Overwrites the oldest rows. Any batch size: the ring wraps, and of a batch above size the end stays."""
+        """Overwrites the oldest rows with z [B, feat_dim].
+
+        Of a batch larger than the queue, the last rows stay. Only in train mode.
+        """
         if self.training:
-            size, z = len(self.queue), z[-len(self.queue) :]
+            size = len(self.queue)
+            z = z[-size:]
             self.queue.index_copy_(0, (self.queue_ptr + torch.arange(len(z), device=z.device)) % size, z)
             self.queue_ptr.copy_((self.queue_ptr + len(z)) % size)

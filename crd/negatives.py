@@ -1,4 +1,4 @@
-"""The draw of the samples that a sample is contrasted with."""
+"""Draws the negatives of a sample."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,25 @@ from distiller_zoo.draws import Draws
 
 
 class Negatives(Draws):
-    """Draws, for every sample, the nce_k others that it is contrasted with; never one of its own class.
+    """Draws nce_k negatives for every sample, never of its own class.
 
-    The draw is stratified over the class-sorted order, so it costs nce_k a sample whatever n_data is. With n samples
-    outside the class, the integers 0..n-1 are cut into nce_k strata [ceil(i n / nce_k), ceil((i+1) n / nce_k)) and one
-    is picked from each, hence distinct (for nce_k > n some strata are empty and repeats unavoidable). The picks are
-    then rotated by one uniform offset a row, modulo n, which makes every sample exactly equally likely whatever the
-    widths of the strata. Positions from the own class's block on skip that block, and lead to sample numbers.
+    Draws are stratified over the samples sorted by class, so the cost is nce_k a sample whatever n_data is. With n
+    samples of other classes, 0..n-1 is cut into nce_k strata [ceil(i n / nce_k), ceil((i+1) n / nce_k)), and one number
+    is drawn from each. So they are distinct (for nce_k > n some strata are empty, and repeats unavoidable). A uniform
+    random offset modulo n, one a row, then makes all samples exactly equally likely, whatever the widths of the strata.
+    Positions from the own class's block on skip it. The sorted order turns them into sample indices.
 
-    labels: [n_data]. relax: the positive is any sample of the class, not the sample itself.
-    Raises ValueError where there is no second class.
+    Args:
+        labels: [n_data].
+        nce_k: negatives of a sample.
+        relax: the positive is any sample of the class, instead of the sample itself.
+
+    Raises:
+        ValueError: there is only one class.
+
+    Example:
+        draw = Negatives(labels, nce_k=16384)
+        rows = draw(batch.index)  # [B, 16385], the positive first
     """
 
     def __init__(self, labels: Tensor, nce_k: int, relax: bool = False) -> None:
@@ -30,13 +39,13 @@ class Negatives(Draws):
             self.register_buffer(name, table.clone(), persistent=False)
 
     def forward(self, index: Tensor) -> Tensor:
-        """Sample numbers [B, nce_k + 1] for the samples index [B]; column 0 is the positive."""
+        """Sample indices [B, nce_k + 1] for the samples index [B]. Column 0 is the positive."""
         own = self.labels[index].unsqueeze(1)
         start, size = self.start[own], self.size[own]
         rows, n = len(index), len(self.order) - size
         u = torch.rand(rows, self.nce_k, generator=self.generator, device=index.device)
         offset, place = torch.rand(2, rows, 1, generator=self.generator, device=index.device, dtype=torch.float64)
-        # float64 is exact here: its rounding is far below the distance 1 / nce_k of a quotient to the next integer.
+        # float64 is exact here: its rounding is far below 1 / nce_k, the distance of a quotient to the next integer.
         steps = torch.arange(self.nce_k + 1, device=index.device, dtype=torch.float64)
         edges = torch.ceil(steps * n / self.nce_k)
         low, width = edges[:, :-1], edges.diff(dim=1)

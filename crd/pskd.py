@@ -1,5 +1,7 @@
 """Self-Knowledge Distillation with Progressive Refinement of Targets. Kim et al., ICCV 2021.
 https://arxiv.org/abs/2006.12000
+
+CE(z_s, (1 - a) y + a p_past),  p_past: the student's probabilities in the previous epoch,  a: pskd_alpha epoch / epochs
 """
 
 from typing import Any
@@ -12,17 +14,20 @@ from distiller_zoo.base import Batch, Distiller, Output, Pair, Share
 
 
 class PSKD(Distiller, name="pskd", aliases=("ps_kd",)):
-    """Cross entropy, in which the student's own probabilities of the epoch before take more and more of the label's
-    place: up to the share pskd_alpha in the last epoch. No teacher.
+    """Cross entropy whose targets move from the labels to the student's own probabilities of the previous epoch.
 
-    pskd_alpha: share of the student's own probabilities in the last epoch. Keeps a probability for each training sample
-    and class.
+    No teacher.
+
+    Remembers a probability for each training sample and class.
+
+    Args:
+        pskd_alpha: share of the student's own probabilities in the last epoch.
     """
 
     weights = (0.0, 0.0, 1.0)
     one_label = True
     reads = ()
-    relational = True  # all processes remember the same
+    relational = True  # so that all processes remember the same probabilities
     follows_epoch = True
 
     def __init__(self, pair: Pair, *, pskd_alpha: Share = 0.8) -> None:

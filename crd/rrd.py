@@ -1,10 +1,12 @@
-"""Relational Representation Distillation. Giakoumoglou, Stathaki, 2024. https://arxiv.org/abs/2407.12073
-(first called RCD)
+"""Relational Representation Distillation. Giakoumoglou, Stathaki, 2024. https://arxiv.org/abs/2407.12073 (first called
+RCD)
 
-The authors' releases disagree on temperatures and on the order; both are options. Defaults: the teacher sharper
-(0.02) than the student (0.1), as in their later code and as usual in distillation to a softened student; the batch
-enqueued after the loss, as in their first code, because a sample that finds its own embedding among the keys has,
-at 0.02, nearly all of the teacher's mass on itself, and the relations to others are lost.
+-sum_k softmax(e_t m / nce_t_t)_k log softmax(e_s m / nce_t_s)_k,  e: embeddings,  m: remembered teacher embeddings
+
+The authors' releases disagree on temperatures and on the order of enqueueing; both are options. By default the teacher
+is sharper (0.02) than the student (0.1), as in their later code. The batch is enqueued after the loss, as in their
+first code: if a sample found its own embedding in the queue, nearly all of the teacher's mass at 0.02 would be on it,
+and the relations to others would be lost.
 """
 
 from typing import Literal
@@ -22,15 +24,22 @@ from .negatives import Negatives
 class RRD(Distiller, name="rrd", aliases=("rcd",)):
     """Cross entropy between teacher's and student's softmax similarities to remembered teacher embeddings.
 
-    feat_dim: width of the embeddings. nce_k: embeddings that are remembered, or the candidates of a sample (momentum).
-    nce_t_s: temperature of the student's similarities. nce_t_t: temperature of the teacher's similarities. nce_t:
-    temperature of CRD's scores (momentum). nce_m: share of the old embedding that a memory keeps (momentum).
-    memory_type: `queue`, the last embeddings, or `momentum`. enqueue: with a queue, the batch joins it `after` the loss
-    or `before`.
+    embed_t is detached and stays a random projection. `memory_type momentum` compares CRD's scores over CRD's
+    candidates. As published, it softens scores that are already exponentials divided by Z, so with real numbers of
+    samples its gradient vanishes.
 
-    The teacher's side is detached: embed_t stays a random projection. `memory_type momentum` compares CRD's scores
-    over CRD's candidates; as published it softens scores that are already exponentials divided by Z, and at real
-    sizes its gradient vanishes. Raises ValueError where labels hold a single class (momentum).
+    Args:
+        feat_dim: width of the embeddings.
+        nce_k: length of the queue, or candidates of a sample (momentum).
+        nce_t_s: temperature of the student's similarities.
+        nce_t_t: temperature of the teacher's similarities.
+        nce_t: temperature of CRD's scores (momentum).
+        nce_m: share of the old embedding that a memory keeps (momentum).
+        memory_type: `queue`, the last embeddings, or `momentum`, a bank of every sample.
+        enqueue: with a queue, the batch joins it `after` the loss or `before`.
+
+    Raises:
+        ValueError: the labels hold a single class (momentum).
     """
 
     weights = (1.0, 0.0, 1.0)
@@ -67,7 +76,7 @@ class RRD(Distiller, name="rrd", aliases=("rcd",)):
         return self.contrast_loss(s.pooled, t.pooled, batch.index, self.negatives(batch.index))
 
     def contrast_loss(self, f_s: Tensor, f_t: Tensor, index: Tensor, contrast_idx: Tensor) -> Tensor:
-        """index [B]: the samples' places in the banks; contrast_idx [B, K + 1]: the candidates."""
+        """The loss from memory banks. Arguments as CRD's."""
         m, v1, v2 = self.memory, self.embed_s(f_s), self.embed_t(f_t).detach()
         o1 = m.log_scores(v1.detach(), m.memory_v2, m.Z_v1, contrast_idx).exp()
         o2 = m.log_scores(v2, m.memory_v1, m.Z_v2, contrast_idx).exp()

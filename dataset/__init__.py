@@ -1,4 +1,4 @@
-"""Data sets: one file and one import line each."""
+"""Data sets. A new one: its file, and an import line here."""
 
 import dataclasses
 import inspect
@@ -55,10 +55,25 @@ def load(
     limit_val: int | None = None,
     storage: Storage | None = None,
 ) -> ImageSet:
-    """Data set `name` from `folder`, in images of `image_size` pixels (None: its own), cut to class-balanced subsets.
+    """Loads data set `name` from `folder`.
 
-    storage: where the images of files live.
-    Raises ValueError (unknown name, bad size or limit, broken data) or FileNotFoundError (data missing), in one line.
+    Args:
+        name: one of `dataset_names()`.
+        folder: where the data set is, or is downloaded to.
+        image_size: pixels a side; None: the data set's own size.
+        limit_train, limit_val: sizes of class-balanced subsets; None: all samples.
+        storage: where images from files live; None: `Storage()`.
+
+    Returns:
+        An ImageSet.
+
+    Raises:
+        ValueError: unknown name, bad size or limit, broken data; one line.
+        FileNotFoundError: missing data; one line.
+
+    Example:
+        data = load("cifar100", "./data")
+        batches = Batches(augmentation(data, "cpu"), data.train_labels, 64, seed=1)
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image_size: expected at least 1 pixel, found {image_size}")
@@ -68,7 +83,7 @@ def load(
     elif storage.loader in ("auto", "memory"):
         data = loader(folder, image_size)
     else:
-        raise ValueError(f"--loader {storage.loader}: {name} has no image files, it is always in memory")
+        raise ValueError(f"--loader {storage.loader}: {name} has no image files; it is always in memory")
     for part, n in (("train", limit_train), ("val", limit_val)):
         if n is not None:
             try:

@@ -1,4 +1,4 @@
-"""What every data set gives, and the table of data sets."""
+"""The contract of the data sets, and their registry."""
 
 import difflib
 from collections.abc import Callable
@@ -11,40 +11,40 @@ from .storage import Files
 
 
 class Shared(NamedTuple):
-    """A batch of which every process has a part: what each of them knows of the whole without asking the others."""
+    """The whole batch, of which this process has a part. Each process computes it without communication."""
 
     labels: Tensor  # [all]
     index: Tensor  # [all]
-    sizes: tuple[int, ...]  # samples of each process, whose parts follow each other
+    sizes: tuple[int, ...]  # number of samples of each process; their parts are in order of rank
     rank: int  # of this process
 
 
 class Mixed(NamedTuple):
-    """What each image of a batch has been mixed with."""
+    """What each image of a batch is mixed with."""
 
     labels: Tensor  # [B] int64, of the other images
-    share: Tensor  # [B] float32, how much of each image, and of its label, is its own
+    share: Tensor  # [B] float32, weight of each image's own pixels and label
 
 
 class Batch(NamedTuple):
-    """One step's samples, on the training device."""
+    """The samples of a step, on the training device."""
 
-    images: Tensor  # [B, C, H, W], or [B, V, C, H, W] where the method asked for V views; normalised float32
+    images: Tensor  # [B, C, H, W], or [B, V, C, H, W] if the method uses V views; normalised float32
     labels: Tensor  # [B] int64
-    index: Tensor  # [B] int64, place of each sample in the training set (0 .. n_data - 1)
+    index: Tensor  # [B] int64, index of each sample in the training set (0 .. n_data - 1)
     whole: Shared | None = None  # with several processes
-    # index and view of each sample on the CPU, where they were drawn: [B] int64 and [B, ...]
+    # index and view of each sample, on the CPU: [B] int64 and [B, ...]
     drawn: tuple[Tensor, Tensor] | None = None
     mixed: Mixed | None = None  # with mixup or cutmix
 
     @property
     def total(self) -> int:
-        """Number of samples, those of the other processes included."""
+        """Number of samples in the batch of all processes."""
         return sum(self.whole.sizes) if self.whole else len(self.labels)
 
     @property
     def share(self) -> float:
-        """What a mean over this batch is multiplied by, so that the mean over processes is that of the whole batch."""
+        """Factor of a mean over this batch: with it, the mean over all processes is the whole batch's mean."""
         return len(self.labels) * len(self.whole.sizes) / self.total if self.whole else 1.0
 
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 class ImageSet:
     """A whole data set."""
 
-    train_images: Tensor | Files  # [N, 3, H, W] uint8, in memory or in their files
+    train_images: Tensor | Files  # [N, 3, H, W] uint8, in memory or in files
     train_labels: Tensor  # [N] int64
     val_images: Tensor | Files  # [M, 3, H, W] uint8
     val_labels: Tensor  # [M] int64
@@ -61,7 +61,7 @@ class ImageSet:
     std: tuple[float, float, float]
     padding: int = 4  # pixels of zero padding before the random crop
     flip: bool = True  # random horizontal flip
-    test_images: Tensor | Files | None = None  # [L, 3, H, W] uint8, where others are validated while training
+    test_images: Tensor | Files | None = None  # [L, 3, H, W] uint8; with --val_split, the original val_images
     test_labels: Tensor | None = None
 
 
@@ -71,7 +71,7 @@ _datasets: dict[str, Callable[..., ImageSet]] = {}
 def register(name: str) -> Callable:
     """Makes the decorated loader, (folder, image_size) -> ImageSet, available as `--dataset name`.
 
-    A loader of image files also takes `storage`, which says where they live.
+    A loader of image files also takes `storage`, which says where the images live.
     """
 
     def add(loader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:
@@ -86,7 +86,7 @@ def dataset_names() -> list[str]:
 
 
 def find_dataset(name: str) -> Callable[..., ImageSet]:
-    """Raises ValueError, with the near names, where there is no data set of that name."""
+    """The loader of this name. Raises ValueError, listing similar names, if there is none."""
     if name not in _datasets:
         near = difflib.get_close_matches(name.lower(), _datasets, n=3, cutoff=0.4)
         raise ValueError(f"unknown data set {name!r}; near: {', '.join(near or dataset_names())}")

@@ -1,4 +1,4 @@
-"""Batches: which samples make a step, in which views; where their images come from is `Augment`'s."""
+"""Batches: which samples make a step, in which views. `Augment` provides their images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,25 @@ from .stream import plain
 
 
 def limit(images: Tensor | Files, labels: Tensor, n: int, seed: int = 0) -> tuple[Tensor | Files, Tensor]:
-    """`n` of the samples [N, ...], [N], in their order, as equally many of each class as there are.
+    """A class-balanced subset of `n` samples, in their original order.
 
-    The choice depends on `seed` alone, and a smaller subset lies inside a larger one of the same seed. Raises
-    ValueError where `n` is below the number of classes or above N.
+    Args:
+        images, labels: [N, ...] and [N].
+        n: size of the subset.
+        seed: determines the choice alone; a smaller subset lies inside a larger one of the same seed.
+
+    Returns:
+        Images and labels of the subset.
+
+    Raises:
+        ValueError: n is below the number of classes or above N.
     """
     chosen = places(labels, n, seed)
     return images[chosen], labels[chosen]
 
 
 def places(labels: Tensor, n: int, seed: int = 0) -> Tensor:
-    """[n] where these samples are, in their order."""
+    """[n] indices of these samples, in order."""
     classes, labels_from_0 = labels.cpu().unique(return_inverse=True)
     if not len(classes) <= n <= len(labels):
         raise ValueError(f"expected {len(classes)} (one a class) to {len(labels)} (all) samples, found {n}")
@@ -36,15 +44,15 @@ def places(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     order = order[labels_from_0[order].argsort(stable=True)]  # grouped by class, shuffled within each
     count = labels_from_0.bincount()
     rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
-    # Every class gives its first sample, then every class its second ...; a random order of classes settles the rest.
+    # Takes the first sample of every class, then the second of every class, ...; the last round in random class order.
     turn = torch.randperm(len(classes), generator=generator)
     return order[(rank * len(classes) + turn[labels_from_0[order]]).argsort()[:n]].sort().values
 
 
 def split(data: ImageSet, n: int) -> ImageSet:
-    """`n` of the training samples, chosen as by `limit`, are those that are validated; `test_images` are what was.
+    """Splits off `n` training samples, chosen as by `limit`, for validation. The old val_images become test_images.
 
-    Raises ValueError where `n` is below the number of classes, or leaves a class without training samples.
+    Raises ValueError if n is below the number of classes, or leaves a class without training samples.
     """
     chosen = places(data.train_labels, n)
     rest = torch.ones(len(data.train_labels), dtype=torch.bool)
@@ -65,18 +73,33 @@ def split(data: ImageSet, n: int) -> ImageSet:
 
 
 def bounds(n: int, parts: int) -> list[int]:
-    """Where `n` samples are cut for `parts` processes, as evenly as can be: part i is from the i-th to the next."""
+    """Cuts `n` samples evenly into `parts`: part i goes from element i to element i + 1 of the result."""
     return [n * i // parts for i in range(parts + 1)]
 
 
 class Batches:
-    """Training batches: every sample once an epoch, in an order and in views that depend on (seed, epoch) alone.
+    """Training batches: every sample once an epoch. Order and views depend only on (seed, epoch).
 
-    augment: an `Augment`, or a method's own `Views`; labels [N] on the training device. A smaller last batch is given
-    unless `drop_last`, but never one of a single sample, which BatchNorm cannot train on. part: this process and their
-    number; each batch is shared out among them in its order, so that together they see what a single process sees.
-    mixing: set by who makes them where the images of a batch are mixed, all views of a sample alike.
-    Raises ValueError where that leaves no batch, or a process without two samples.
+    The last batch may be smaller, but never has a single sample, which BatchNorm cannot train on. Of several processes,
+    each gets its part of every batch, in order, so that together they see what one process would see.
+
+    Args:
+        augment: an `Augment`, or a method's `Views`.
+        labels: [N], on the training device.
+        batch_size: samples a step, of all processes together.
+        seed: of order and views.
+        drop_last: leave out a smaller last batch.
+        part: rank of this process, and the world size.
+
+    Attributes:
+        mixing: set it to mix the images of each batch (all views of a sample alike).
+
+    Raises:
+        ValueError: no batch is left, or a process would have fewer than two samples.
+
+    Example:
+        for batch in Batches(augment, labels, 64, seed=1).epoch(1):
+            logits = model(batch.images)
     """
 
     mixing: Mixing | None = None
@@ -99,24 +122,24 @@ class Batches:
         if not self.steps:
             raise ValueError(f"{self.n_data} samples leave no batch of {batch_size} (drop_last={drop_last})")
         if batch_size < 2 * self.world:
-            raise ValueError(f"a batch of {batch_size} leaves less than 2 samples for each of {self.world} processes")
+            raise ValueError(f"a batch of {batch_size} leaves fewer than 2 samples for each of {self.world} processes")
 
     def __len__(self) -> int:
         return self.steps
 
     @property
     def sizes(self) -> list[int]:
-        """Samples of each step, those of all processes."""
+        """Number of samples of each step, for all processes together."""
         return [min(self.batch_size, self.n_data - step * self.batch_size) for step in range(self.steps)]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Steps `start_step` .. len(self) - 1 of that epoch; no step waits for the device."""
-        # A hash, because seed + epoch would give run 1 at epoch 2 the draws of run 2 at epoch 1.
+        """Batches of steps `start_step` .. len(self) - 1 of that epoch. No step waits for the device."""
+        # A hash, because with seed + epoch, run 1 at epoch 2 would have the draws of run 2 at epoch 1.
         seed = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
         order = torch.randperm(self.n_data, generator=generator)
         views = self.augment.draw(self.n_data, generator)
-        drawn_for = -(-self.n_data // self.batch_size)  # also for a last batch that is too small for some processes
+        drawn_for = -(-self.n_data // self.batch_size)  # draws for every batch, even one that is too small and skipped
         mixes = self.mixing.draw(drawn_for, generator) if self.mixing else [None] * drawn_for
         steps = [self._places(step) for step in range(start_step, self.steps)]
         stream = self._images(order, views, steps)
@@ -132,7 +155,7 @@ class Batches:
             yield Batch(images, labels[own], order[own], whole, (drawn[own], views[own]), mixed)
 
     def _images(self, order: Tensor, views: Tensor, steps: list[tuple[slice, slice, Any]]) -> Iterator[Tensor]:
-        """Of each step; where they are mixed, ahead of them the one that the first is mixed with."""
+        """Images of each step. With mixing, preceded by the image that the first one is mixed with."""
         if not self.mixing:
             return self.augment.stream(order, views, [own for own, _, _ in steps])
         places = []
@@ -144,7 +167,7 @@ class Batches:
         return self.augment.stream(order[at], views[at], [slice(*ends) for ends in pairwise(ends)])
 
     def _places(self, step: int) -> tuple[slice, slice, tuple[int, ...]]:
-        """Where a step's samples are in the order: this process's, all; and the number of each process."""
+        """A step's slices of the order, of this process and of all, and the number of samples of each process."""
         start = step * self.batch_size
         cuts = [start + cut for cut in bounds(min(self.batch_size, self.n_data - start), self.world)]
         sizes = tuple(end - begin for begin, end in pairwise(cuts))
@@ -152,9 +175,14 @@ class Batches:
 
 
 class ValBatches:
-    """Validation batches: every sample once, in order, normalised and not augmented; arguments as of `InMemory`.
+    """Validation batches: every sample once, in order, normalised, without augmentation.
 
-    part: this process and their number; each has a part of the set, no sample is in two.
+    Args:
+        images, labels: [N, 3, H, W] and [N].
+        batch_size: samples a step, of all processes together.
+        mean, std: of each channel, in 0..1.
+        device: of the batches.
+        part: rank of this process, and the world size; no sample is in two parts.
     """
 
     def __init__(
@@ -180,6 +208,7 @@ class ValBatches:
     def of(
         cls, data: ImageSet, batch_size: int, device: torch.device | str, part: tuple[int, int] = (0, 1)
     ) -> "ValBatches":
+        """The validation batches of a data set."""
         return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
 
     def __len__(self) -> int:
@@ -187,6 +216,6 @@ class ValBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         steps = [slice(i, i + self.batch_size) for i in range(0, self.n_data, self.batch_size)]
-        view = torch.zeros_like(self.index)  # the only one that there is
+        view = torch.zeros_like(self.index)  # the only view
         for images, step in zip(self.plain.stream(self.index, view, steps), steps, strict=True):
             yield Batch(images, self.labels[step], self.index[step])

@@ -1,4 +1,4 @@
-"""Arrays made of image files, kept beside them: decoded images, and what was measured of them."""
+"""Caches arrays made from image files beside them: decoded images, and statistics."""
 
 import contextlib
 import hashlib
@@ -21,11 +21,18 @@ def cached(
     like: tuple[str, tuple[int, ...]],
     fits: Callable[[np.ndarray], bool] = lambda made: True,
 ) -> np.ndarray:
-    """The array that `make` makes of `files`, kept in `cache`, an .npz file in the root of their tree.
+    """The array that `make` computes from `files`, cached in `cache`.
 
-    like: the array's dtype and shape. It is made anew where names, sizes or times of the files have changed, or where
-    the cache holds another kind of array or one that does not fit: it may have come with the files. Not kept, with a
-    warning, where the cache cannot be written.
+    It is computed again if names, sizes or times of the files changed. So it is if the cache's array has another dtype
+    or shape, or `fits` rejects it, because the cache may have come with the files. If the cache cannot be written,
+    warns and goes on.
+
+    Args:
+        cache: an .npz file in the root of the data set.
+        files: what the array is made of.
+        make: computes it.
+        like: its dtype and shape.
+        fits: whether a cached array is valid.
     """
     key = _key(files, len(str(cache.parent / "_")) - 1)
     made = _load(cache, key, *like)
@@ -36,7 +43,7 @@ def cached(
 
 
 def _key(files: list[Found], start: int) -> str:
-    """Paths count from character `start` on, below the root: a tree that was moved as a whole keeps its cache."""
+    """Digest of the files. Paths are relative (from character `start` on), so a moved data set keeps its cache."""
     found = ((file.path[start:], file.stat()) for file in files)
     lines = (f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n" for path, stat in found)
     text = f"decoder {DECODER}\n" + "".join(lines)
@@ -44,9 +51,9 @@ def _key(files: list[Found], start: int) -> str:
 
 
 def _load(cache: Path, key: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The archive's array of the name `key`. Its header is compared before memory is taken for what it claims."""
+    """The archive's array named `key`, or None. Compares its header before allocating what it claims."""
     try:
-        if not cache.is_file():  # a pipe would be waited for
+        if not cache.is_file():  # opening a pipe would block
             return None
         with zipfile.ZipFile(cache) as archive:
             with archive.open(f"{key}.npy") as file:
@@ -56,12 +63,12 @@ def _load(cache: Path, key: str, dtype: str, shape: tuple[int, ...]) -> np.ndarr
                 return None
             with archive.open(f"{key}.npy") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # cut short, another file's or spoilt: zipfile and numpy raise errors of every kind
+    except Exception:  # truncated, damaged or not an archive: zipfile and numpy raise errors of every kind
         return None
 
 
 def _save(cache: Path, key: str, made: np.ndarray) -> None:
-    partial_file = cache.with_name(f"{cache.name}.{uuid.uuid4().hex[:8]}")  # two runs may decode the same tree at once
+    partial_file = cache.with_name(f"{cache.name}.{uuid.uuid4().hex[:8]}")  # two runs may decode the same files at once
     try:
         with open(partial_file, "wb") as file:
             np.savez(file, **{key: made})
@@ -70,5 +77,5 @@ def _save(cache: Path, key: str, made: np.ndarray) -> None:
         os.replace(partial_file, cache)
     except OSError as error:
         warnings.warn(f"{cache} cannot be written, images are decoded at every start: {error}", stacklevel=2)
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too, even where there is no such file
+        with contextlib.suppress(OSError):  # a read-only disk raises here too, even if there is no such file
             partial_file.unlink()

@@ -1,8 +1,9 @@
 """CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels, 10 or 100 classes.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, https://www.cs.toronto.edu/~kriz/cifar.html
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html
 
-Read from the official python batches by torchvision, which checks their MD5 sums.
+torchvision reads the official python batches and checks their MD5 sums.
 """
 
 from pathlib import Path
@@ -17,13 +18,19 @@ from .pixels import Channels, resize
 
 @register("cifar10")
 def cifar10(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """`folder` holds or is `cifar-10-batches-py`, else it is downloaded there; FileNotFoundError where that fails."""
+    """`folder` holds or is `cifar-10-batches-py`; otherwise it is downloaded there.
+
+    Raises FileNotFoundError if that fails.
+    """
     return _read(CIFAR10, Path(folder), image_size, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 @register("cifar100")
 def cifar100(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """`folder` holds or is `cifar-100-python`, else it is downloaded there; FileNotFoundError where that fails."""
+    """`folder` holds or is `cifar-100-python`; otherwise it is downloaded there.
+
+    Raises FileNotFoundError if that fails.
+    """
     return _read(CIFAR100, Path(folder), image_size, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 

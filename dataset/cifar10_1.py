@@ -1,10 +1,10 @@
-"""CIFAR-10.1: a second test set for CIFAR-10, collected years later; here with CIFAR-10's training images.
+"""CIFAR-10.1: a second test set for CIFAR-10, collected years later. Training images are CIFAR-10's.
 
 B. Recht, R. Roelofs, L. Schmidt and V. Shankar, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018,
 https://arxiv.org/abs/1806.00451, https://github.com/modestyachts/CIFAR-10.1
 
-`cifar10.1` validates on version 6 (2,000 images, class-balanced, the one to report), `cifar10.1-v4` on version 4
-(2,021 images). Everything else is as for `cifar10`.
+`cifar10.1` validates on version 6 (2,000 images, class-balanced, the one to report), `cifar10.1-v4` on version 4 (2,021
+images).
 """
 
 import dataclasses
@@ -20,10 +20,13 @@ from .pixels import resize
 
 
 def cifar10_1(folder: str | Path, image_size: int | None = None, *, version: str) -> ImageSet:
-    """`folder` holds `cifar10.1_<version>_data.npy` and `_labels.npy`, or a `CIFAR-10.1` with `datasets`, which does.
+    """Reads `cifar10.1_<version>_data.npy` and `_labels.npy` from `folder`, or from `folder`/CIFAR-10.1/datasets.
 
-    The training images are those that `cifar10` gives for the same folder. FileNotFoundError: files that are missing.
-    ValueError: files of another content.
+    The training images are those of `cifar10` from the same folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file has other contents.
     """
     names = [f"cifar10.1_{version}_{kind}.npy" for kind in ("data", "labels")]
     places = [Path(folder), Path(folder) / "CIFAR-10.1" / "datasets"]
@@ -35,12 +38,12 @@ def cifar10_1(folder: str | Path, image_size: int | None = None, *, version: str
         )
     try:
         images, labels = (np.load(place / name) for name in names)
-    except Exception as error:  # a broken header leads to errors of every kind
+    except Exception as error:  # a broken header raises errors of every kind
         raise ValueError(f"{place}: cannot read {' and '.join(names)}: {error}") from error
     if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
         raise ValueError(f"{place}: expected one array in each of {' and '.join(names)}, found an archive of several")
-    whole = labels.ndim == 1 and labels.size and np.issubdtype(labels.dtype, np.integer)
-    if not whole or images.dtype != np.uint8 or images.shape != (labels.size, 32, 32, 3):
+    is_label = labels.ndim == 1 and labels.size and np.issubdtype(labels.dtype, np.integer)
+    if not is_label or images.dtype != np.uint8 or images.shape != (labels.size, 32, 32, 3):
         raise ValueError(
             f"{place}: expected {names[0]} of uint8 [N, 32, 32, 3] and as many labels, "
             f"found {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"

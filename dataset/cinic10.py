@@ -3,13 +3,13 @@
 L. N. Darlow, E. J. Crowley, A. Antoniou and A. J. Storkey, "CINIC-10 is not ImageNet or CIFAR-10", 2018,
 https://arxiv.org/abs/1810.03505, https://datashare.ed.ac.uk/handle/10283/3192
 
-The name says which parts train and which is validated on: `cinic10` is train and test, `cinic10-enlarged` the paper's
-enlarged training set, train and valid together, and test, `cinic10-valid` train and valid, to choose options by.
-Published runs crop at a random size and aspect ratio (RandomResizedCrop); here, as everywhere in this project, it is a
-padded crop and a flip. All 60,000 images of CIFAR-10 are among the 270,000, in all three parts: a network that was
-trained on CIFAR-10 has seen a part of this test set.
+Three ways to split: `cinic10` trains on train and validates on test; `cinic10-enlarged` trains on train and valid, the
+paper's enlarged training set; `cinic10-valid` trains on train and validates on valid, to choose options. Published runs
+use RandomResizedCrop (random size and aspect ratio); here, as for all data sets of this size, a padded crop and a flip.
+CIFAR-10's 60,000 images are among the 270,000, in all three parts: a network trained on CIFAR-10 has seen some of these
+test images.
 
-Kept in memory or in their files as for `folder`, each part by itself.
+The images live in memory or in files as for `folder`, separately for each part.
 """
 
 import os
@@ -28,34 +28,35 @@ _parts = ("train", "valid", "test")
 
 @register("cinic10")
 def cinic10(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """`folder` holds or is `CINIC-10`; train/ trains, test/ validates. Raises what `read` raises."""
+    """`folder` holds or is `CINIC-10`. Trains on train/, validates on test/. Raises as `read`."""
     return read(folder, image_size, storage, ("train",), "test")
 
 
 @register("cinic10-enlarged")
 def cinic10_enlarged(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """As `cinic10`, but train/ and valid/ train."""
+    """As `cinic10`, but trains on train/ and valid/."""
     return read(folder, image_size, storage, ("train", "valid"), "test")
 
 
 @register("cinic10-valid")
 def cinic10_valid(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """As `cinic10`, but valid/ validates."""
+    """As `cinic10`, but validates on valid/."""
     return read(folder, image_size, storage, ("train",), "valid")
 
 
 def read(folder: str | Path, image_size: int | None, storage: Storage, train: tuple[str, ...], val: str) -> ImageSet:
-    """The named parts of the official layout, `<part>/<class>/*.png`.
+    """Reads the named parts of the official layout, `<part>/<class>/*.png`.
 
-    FileNotFoundError: a part or a class's images are missing. ValueError: other classes, an image that cannot be
-    decoded.
+    Raises:
+        FileNotFoundError: a part, or the images of a class, are missing.
+        ValueError: other classes, or an image that cannot be decoded.
     """
     folder, size = Path(folder), image_size or 32
     root = folder / "CINIC-10" if (folder / "CINIC-10").is_dir() else folder
     if not all((root / part).is_dir() for part in _parts):
         there = few(sorted(os.listdir(root))) if root.is_dir() else "no folder"
         raise FileNotFoundError(f"{root}: expected train/, valid/ and test/, here or in CINIC-10/; found {there}")
-    # all that is asked for is looked through before anything is decoded
+    # check all parts before decoding any image
     found = {part: by_class(root / part) for part in (*train, val)}
     for part, (classes, _, _) in found.items():
         same_classes(root / part, classes, _classes, "CINIC-10")

@@ -1,4 +1,4 @@
-"""What is made of image files: the part of each that is shown, in the size that the network takes."""
+"""Crops of image files, in the size that the network takes."""
 
 import math
 import random
@@ -16,19 +16,19 @@ from .storage import LARGEST_KEPT
 
 
 class Cut(Protocol):
-    """What is made of image files."""
+    """Turns image files and views into pixels."""
 
-    outcomes: int | None  # as of Augment
+    outcomes: int | None  # as in Augment
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n] int64 on the CPU: numbers that each fix a view of an image."""
+        """[n] int64 on the CPU: integers that each determine a view of an image."""
 
     def __call__(self, paths: list[str], view: Tensor) -> Tensor:
         """[B, S, S, 3] uint8. Raises Unreadable, which names the file."""
 
 
 class PaddedCrop:
-    """What `InMemory` makes of small images."""
+    """The crops and flips of `InMemory`, from files."""
 
     def __init__(self, size: int, padding: int, flip: bool) -> None:
         self.size = size
@@ -42,9 +42,9 @@ class PaddedCrop:
 
 
 class ResizedCrop:
-    """A random part of 8 to 100 % of the area, 3:4 to 4:3, resized (bilinear, antialiased), and a random flip.
+    """A random crop of 8 to 100 % of the area, 3:4 to 4:3, resized (bilinear, antialiased), and a random flip.
 
-    As torchvision's RandomResizedCrop and RandomHorizontalFlip. A view is the seed of these random numbers.
+    As torchvision's RandomResizedCrop and RandomHorizontalFlip. A view is the seed of the random numbers.
     """
 
     outcomes = None
@@ -65,7 +65,7 @@ class ResizedCrop:
         return np.asarray(image)[:, ::-1] if flip else np.asarray(image)
 
     def box(self, width: int, height: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:
-        """(top, left, height, width) of the part, and whether it is flipped."""
+        """(top, left, height, width) of the crop, and whether it is flipped."""
         rng = random.Random(seed)
         flip = self.flip and rng.random() < 0.5
         for _ in range(10):
@@ -74,13 +74,16 @@ class ResizedCrop:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return (rng.randint(0, height - h), rng.randint(0, width - w), h, w), flip
-        # the centre, as much of it as has such a ratio
+        # the largest centre crop with an allowed ratio
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         return ((height - h) // 2, (width - w) // 2, h, w), flip
 
 
 class Plain:
-    """The centre of the resized image; from 65 pixels on of a larger one, 256 for a centre of 224 and in proportion."""
+    """The centre crop of the resized image.
+
+    Above 64 pixels it is resized to more: 256 for a crop of 224, and in proportion.
+    """
 
     outcomes = 1
 

@@ -1,6 +1,6 @@
-"""`--loader dali`: NVIDIA DALI, which decodes and resizes on the GPU. https://docs.nvidia.com/deeplearning/dali
+"""`--loader dali`: NVIDIA DALI decodes and resizes on the GPU. https://docs.nvidia.com/deeplearning/dali
 
-Order, parts and flips are those of `Streamed`; pixels differ from PIL's as far as the decoders do.
+Order, crops and flips are those of `Streamed`. Pixels differ because the decoders do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,10 @@ from .storage import Files
 
 
 class Dali(Augment):
-    """Views of images in files. A pipeline for each call of `pixels`, so that no epoch finds what another left."""
+    """Views of images in files.
+
+    Each call of `pixels` builds a pipeline, so that no epoch depends on the previous one.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Dali(Augment):
         self.draw, self.outcomes = cut.draw, cut.outcomes
 
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
-        """Raises Unreadable for an image that cannot be decoded."""
+        """As `Augment.pixels`. Raises Unreadable for an image that cannot be decoded."""
         from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
         index, view = index.cpu(), view.cpu()
@@ -47,8 +50,11 @@ class Dali(Augment):
                 raise Unreadable(f"--loader dali: {error}") from error
 
     def inputs(self, pool: ThreadPoolExecutor, index: Tensor, view: Tensor) -> tuple[Any, ...]:
-        """Of a batch: encoded images; of whole ones the sizes [B, 2] that they get, and the corners [B, 2] of what is
-        shown; of random parts their corners and sizes [B, 2], and which are flipped [B]."""
+        """The pipeline's inputs for a batch: encoded images, and for each where to crop.
+
+        For `Plain`, the sizes [B, 2] to resize to and the crops' corners [B, 2]. For `ResizedCrop`, the crops' corners
+        and sizes [B, 2], and which are flipped [B].
+        """
         paths = self.files[index].names()
         encoded = list(pool.map(encoded_image, paths))
         if isinstance(self.cut, Plain):
@@ -56,11 +62,13 @@ class Dali(Augment):
             return encoded, sizes, np.rint((sizes - self.shape[2:]) / 2).astype(np.int32)
         boxes, flips = zip(*pool.map(self.box, paths, view.tolist()), strict=True)
         boxes = np.array(boxes, np.int32)
-        corners, sizes = boxes[:, :2].copy(), boxes[:, 2:].copy()  # it takes no strides
+        corners, sizes = boxes[:, :2].copy(), boxes[:, 2:].copy()  # DALI needs contiguous arrays
         return encoded, corners, sizes, np.array(flips, np.int32)
 
     def resized(self, path: str) -> tuple[int, int]:
-        """Height and width, of which torchvision's Resize rounds the longer one down, and DALI to the nearest."""
+        """Height and width after resizing. torchvision's Resize rounds the longer side down; DALI would round it to the
+        nearest.
+        """
         with opened(path) as image:
             width, height = image.size
         short, size = min(width, height), self.cut.resized

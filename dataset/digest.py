@@ -1,4 +1,4 @@
-"""A digest of a data set, by which a run that goes on notices that it would see other data."""
+"""A digest of a data set, so that a resumed run notices if its data changed."""
 
 import hashlib
 import inspect
@@ -13,12 +13,11 @@ from .storage import LARGEST_KEPT, Files, Storage
 
 
 def fingerprint(data: ImageSet) -> dict[str, str]:
-    """A digest of each part of `data`: classes, train labels, val labels, and the images of both.
+    """Digests of the parts of `data`: classes, labels and images of both splits.
 
-    "train images" and "val images" are of the bytes of images in memory. Images that stay in their files have "train
-    files" and "val files" instead, of paths below the data set's root and of sizes, since reading them all would take
-    too long. So digests are compared where both sides have them. None depends on where the data set lies, on times or
-    on strides. Raises OSError where a file is gone.
+    Images in memory have "train images" and "val images", digests of their bytes. Images in files have "train files"
+    and "val files" instead, digests of relative paths and sizes, because reading all files takes too long. Compare only
+    digests that both sides have. None depends on the folder, on times or on strides. Raises OSError if a file is gone.
     """
     found = {"classes": _digest(os.fsencode(name) + b"\0" for name in data.classes)}
     for part in ("train", "val"):
@@ -32,21 +31,25 @@ def fingerprint(data: ImageSet) -> dict[str, str]:
 
 
 def listed(name: str, folder: str | Path) -> str:
-    """A digest of the image files of data set `name`: their classes, paths below the root and sizes; none is opened.
+    """A digest of a data set's image files: classes, relative paths and sizes. Opens none of them.
 
-    "" for sets that have no image files: they are shipped with the program, or are official files. Raises OSError where
-    the files are gone, ValueError where they are not as they should be.
+    Returns:
+        "" for data sets without image files: these are shipped with the project, or are official files.
+
+    Raises:
+        OSError: the files are gone.
+        ValueError: the files are not as expected.
     """
     loader = find_dataset(name)
     if "storage" not in inspect.signature(loader).parameters:
         return ""
-    data = loader(folder, LARGEST_KEPT + 1, storage=Storage("stream"))  # of such a size nothing is measured
+    data = loader(folder, LARGEST_KEPT + 1, storage=Storage("stream"))  # a size for which no statistics are computed
     return _digest(part.encode() for part in fingerprint(data).values())
 
 
 def _content(images: Tensor) -> Iterable[object]:
     yield str(list(images.shape)).encode()
-    for some in images.split(4096):  # in this order, which images in memory have already, they need no copy
+    for some in images.split(4096):  # in NHWC, their order in memory, so that nothing is copied
         yield some.permute(0, 2, 3, 1).reshape(-1).numpy()
 
 

@@ -1,11 +1,11 @@
-"""Handwritten digits: 1,797 real grey images of 8x8 pixels, 10 classes, shipped with the program.
+"""Handwritten digits: 1,797 real grey images of 8x8 pixels, 10 classes, shipped with the project.
 
 The test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
 Repository, 1998, https://doi.org/10.24432/C50P49, licence CC BY 4.0 (`digits.LICENSE.txt`).
 
-Small enough to train on a CPU in a minute. `digits.npz` holds the 1,400 training images first (140 of each class,
-drawn once with numpy's default_rng(0)), then the 397 validation images; both have digits of the same 13 writers, so
-accuracy here says nothing about unseen writers. No flips: a mirrored digit is another sign.
+Trains on a CPU in a minute. `digits.npz` holds the 1,400 training images first (140 of each class, drawn once with
+numpy's default_rng(0)), then the 397 validation images. Both have digits of the same 13 writers, so accuracy says
+nothing about unseen writers. No flips, because a mirrored digit is another sign.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _train = 1400
 
 @register("digits")
 def digits(folder: str | Path | None = None, image_size: int | None = None) -> ImageSet:
-    """[1400, 3, S, S] and [397, 3, S, S] with S = `image_size` or 32; `folder` is not read."""
+    """[1400, 3, S, S] and [397, 3, S, S] with S = `image_size` or 32. `folder` is not read."""
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         grey, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]).long()
     size = image_size or 32

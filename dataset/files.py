@@ -1,4 +1,4 @@
-"""Image files: found below a folder, decoded by several threads."""
+"""Finds image files below a folder, and decodes them with several threads."""
 
 import os
 import stat
@@ -17,23 +17,32 @@ from torchvision.transforms.v2 import functional as transforms
 
 _suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _formats = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-DECODER = 2  # to be raised with any change that gives other pixels: it makes older caches void
-_longest = 1000  # times the other side: what is resized by its shortest side must stay small
+DECODER = 2  # increase it with any change of pixels: this invalidates older caches
+_longest = 1000  # largest ratio of sides: images are resized by their shortest side and must stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused
-warnings.filterwarnings("ignore", "Palette images with Transparency")  # which is left out
+warnings.filterwarnings("ignore", "Palette images with Transparency")  # transparency is ignored
 
 
-Found = os.DirEntry  # an image's file: its path, and by stat(), asked for where images are kept, whether it has changed
+Found = os.DirEntry  # an image file: its path, and stat(), which tells caches whether it changed
 
 
 class Unreadable(ValueError):
-    """An image that cannot be decoded; the message names its file."""
+    """An image that cannot be decoded. The message names its file."""
 
 
 def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found], list[int]]:
-    """The folders of `part` as class names, every image below them in order of class and name, and its label.
+    """Finds the images of each class.
 
-    FileNotFoundError: a class without images. ValueError: fewer than two classes. The folder `ignored` is none.
+    Args:
+        part: a folder with a folder for each class.
+        ignored: a folder that is not a class.
+
+    Returns:
+        Class names, every image below them in order of class and name, and its label.
+
+    Raises:
+        FileNotFoundError: a class has no images.
+        ValueError: there are fewer than two classes.
     """
     folders = (entry.name for entry in os.scandir(part) if entry.is_dir())
     classes = sorted(name for name in folders if not _of_a_system(name) and name != ignored)
@@ -55,7 +64,7 @@ def by_class(part: Path, ignored: str = "") -> tuple[tuple[str, ...], list[Found
 
 
 def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], source: str) -> None:
-    """Raises ValueError where the classes found in `part` are not those that `source` has."""
+    """Raises ValueError if the classes found in `part` differ from those of `source`."""
     if set(found) != set(expected):
         lost, new = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
         raise ValueError(
@@ -64,7 +73,10 @@ def same_classes(part: Path, found: Sequence[str], expected: Sequence[str], sour
 
 
 def images_below(place: str | Path) -> Iterator[Found]:
-    """In any order, those of each folder once. Links to folders are followed, but not to those that `place` lies in."""
+    """All images below `place`, in any order, each folder once.
+
+    Follows links to folders, except to those that contain `place`.
+    """
     seen = {str(folder) for folder in Path(os.path.realpath(place)).parents}
     starts = [str(place)]
     for start in starts:
@@ -81,16 +93,18 @@ def images_below(place: str | Path) -> Iterator[Found]:
                         (links if entry.is_symlink() else folders).append(entry.path)
                     elif entry.name.lower().endswith(_suffixes):
                         yield entry
-        starts += sorted(links)  # afterwards and in order, so that a folder has the same name every time
+        starts += sorted(links)  # last and sorted, so that a folder is found by the same path every time
 
 
 def _of_a_system(name: str) -> bool:
-    """What archives, file managers and storage boxes add: macOS's "._name.jpg" and "__MACOSX", Synology's "@eaDir"."""
+    """Whether archivers, file managers or storage systems add such a file: macOS's "._name.jpg", "__MACOSX", Synology's
+    "@eaDir".
+    """
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Raises ValueError, naming the file, where it is no text."""
+    """The lines of a text file. Raises ValueError, naming the file, if it is not text."""
     try:
         return path.read_text().splitlines()
     except UnicodeDecodeError as error:
@@ -98,46 +112,50 @@ def lines_of(path: Path) -> list[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
+    """The first five names, and the number of others."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """Unreadable for whatever goes wrong in opening or decoding it, and for an image of absurd size."""
+    """Opens an image. Raises Unreadable for any error in opening or decoding it, and for extreme sizes."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a file")  # a pipe would be waited for
-        # by content, whatever the name: other formats start other programs, or are not for pictures
+            raise ValueError("not a file")  # opening a pipe would block
+        # by content, not by name: PIL's other formats start other programs, or are not for pictures
         with Image.open(path, formats=_formats) as image:
             width, height = image.size
             if width * height > Image.MAX_IMAGE_PIXELS or max(image.size) > _longest * min(image.size):
                 raise ValueError(f"{width} x {height} pixels")
             yield image
-    # PIL raises OSError, SyntaxError, struct.error and more, by format and by what is broken.
+    # PIL raises OSError, SyntaxError, struct.error and more
     except Exception as error:
         raise Unreadable(f"{path}: cannot be decoded as an image: {error}") from error
 
 
 def rgb(path: str) -> Image.Image:
-    """The image in 8-bit RGB. Raises Unreadable.
+    """The image in 8-bit RGB, without alpha. Raises Unreadable.
 
-    Alpha is left out. EXIF data turns no image; TIFF's own orientation, which PIL obeys, does.
+    EXIF orientation is ignored. TIFF's own orientation is applied, by PIL.
     """
     with opened(path) as image:
         return (_grey(image) if image.mode[0] in "IF" else image).convert("RGB")
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8 bits of a grey image that has more: PIL would make white of all above 255.
+    """Scales a grey image of more than 8 bits to 8 bits. PIL would turn everything above 255 white.
 
-    ValueError where its values do not say which of them is white.
+    Raises ValueError if the values do not tell which one is white.
     """
     tags = getattr(image, "tag_v2", {})
     x = np.asarray(image)
     low, high = x.min().item(), x.max().item()
     if image.mode == "F":
         white = 1
-    elif tags and tags[BITSPERSAMPLE][0] > 16:  # 32 bits, of which 8, 16 or all may be in use
+    elif tags and tags[BITSPERSAMPLE][0] > 16:  # 32 bits, of which files use 8, 16 or all
         white = 65535 if high > 255 or high == 0 else 0
     else:
         white = 2 ** (tags[BITSPERSAMPLE][0] if tags else 16) - 1
@@ -149,7 +167,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
-    """[size, size, 3] uint8: the shortest side resized to `resized` or `size` pixels, then the centre cropped."""
+    """[size, size, 3] uint8: resizes the shortest side to `resized` or `size` pixels, then crops the centre."""
     image = rgb(path)
     if min(image.size) != (resized or size):
         image = transforms.resize(image, [resized or size])
@@ -157,7 +175,7 @@ def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
 
 
 def decode(paths: list[str], size: int, workers: int) -> Tensor:
-    """[N, 3, size, size] uint8 (in channels_last order) by `workers` threads, each image as `read` gives it."""
+    """[N, 3, size, size] uint8 (channels_last), each image as by `read`, with `workers` threads."""
     pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
 
     def fill(path: str, out: np.ndarray) -> None:

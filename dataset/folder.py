@@ -1,8 +1,8 @@
-"""Any data set kept as image files: `train/<class>/*` and `val/<class>/*`.
+"""Any data set of image files: `train/<class>/*` and `val/<class>/*`.
 
-The validation folder is `val`, else `test`, else `valid`. Images are found at any depth below their class folder, so
-that `train/<class>/images/*` will do too. Small ones are decoded once and kept in `.cache-<size>-<part>.npz` beside
-train/, where that can be written; a tree whose file names, sizes or times have changed is decoded again.
+The validation folder is `val`, else `test`, else `valid`. Images may be at any depth below their class folder, as in
+`train/<class>/images/*`. Small images are decoded once and cached in `.cache-<size>-<part>.npz` beside train/, if that
+can be written. They are decoded again if file names, sizes or times changed.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ _default_size = 32
 
 @register("folder")
 def folder(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """The tree below `folder`, in images of `image_size` pixels, or as `_common_size` finds them, or of 32.
+    """Images below `folder`, of `image_size` pixels; by default of `_common_size`, else 32.
 
-    Mean and deviation are measured, above 64 pixels they are ImageNet's. Raises what `listing` raises, and ValueError
-    for an image that cannot be decoded.
+    Mean and deviation are measured up to 64 pixels; above, they are ImageNet's. Raises as `listing`, and ValueError for
+    an image that cannot be decoded.
     """
     found = listing(Path(folder))
     every = found.train_files + found.val_files
@@ -37,19 +37,21 @@ def folder(folder: str | Path, image_size: int | None, storage: Storage) -> Imag
     data = found.at(size, storage, **IMAGENET)
     if size > LARGEST_KEPT:
         return data
-    kept = found.root / f".cache-{size}-mean-std.npz"
+    cache = found.root / f".cache-{size}-mean-std.npz"
 
     def measured() -> np.ndarray:
         return np.array(measure(data.train_images.split(1024)))
 
-    mean, std = cached(kept, found.train_files, measured, ("float64", (2, 3)), _are_channels).tolist()
+    mean, std = cached(cache, found.train_files, measured, ("float64", (2, 3)), _are_channels).tolist()
     return dataclasses.replace(data, mean=tuple(mean), std=tuple(std))
 
 
 def listing(root: Path) -> Listing:
-    """FileNotFoundError: no such folder, no train or validation folder, a class without images.
+    """Lists the image files of both splits.
 
-    ValueError: fewer than two classes, classes that differ between the two parts.
+    Raises:
+        FileNotFoundError: no such folder, no train or validation folder, or a class without images.
+        ValueError: fewer than two classes, or classes that differ between the splits.
     """
     train, val = _parts(root)
     classes, *train_part = by_class(train)
@@ -77,7 +79,7 @@ def _are_channels(x: np.ndarray) -> bool:
 
 
 def _common_size(files: list[Found]) -> np.ndarray:
-    """That of the images where all are square, alike and of at most 64 pixels a side."""
+    """The images' size, if all are square, of equal size and at most 64 pixels a side; else 32."""
     size = None
     for file in files:
         with opened(file.path) as image:

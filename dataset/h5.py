@@ -1,7 +1,7 @@
-"""Images and labels in HDF5: `train.h5` beside `val.h5` or `test.h5`, read by h5py, which is optional.
+"""Images and labels in HDF5: `train.h5`, and `val.h5` or `test.h5`. Needs h5py, which is optional.
 
-Each holds `images` [N, H, H, 3] uint8 and `labels` [N], whole numbers from 0; train.h5 may also hold the names of the
-classes, `classes` [K].
+Each file holds `images` [N, H, H, 3] uint8 and `labels` [N], integers from 0. train.h5 may also hold the class names,
+`classes` [K].
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ from torch import Tensor
 from .base import ImageSet, register
 from .pixels import LARGEST_GB, measure, resize
 
-PACKED = 1100  # at most so many bytes of content in one of the file: no filter of HDF5's own packs closer
+PACKED = 1100  # largest compression ratio: HDF5's own filters reach less
 
 
 @register("h5")
 def h5(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """Images of `image_size` pixels, or their own. Mean and deviation are measured.
+    """Images of `image_size` pixels, or of their own size. Mean and deviation are measured.
 
-    FileNotFoundError: no such files. ValueError, naming the file: h5py is not installed, or the content is not as it
-    should be.
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: h5py is not installed, or a file's contents are not as expected; names the file.
     """
     root = Path(folder)
     vals = [root / name for name in ("val.h5", "test.h5") if (root / name).is_file()]
@@ -58,7 +59,7 @@ def h5(folder: str | Path, image_size: int | None = None) -> ImageSet:
 
 
 def _read(path: Path) -> tuple[Tensor, np.ndarray, list[str] | None]:
-    """Images [N, 3, H, H] uint8, labels [N] int64, and the names of the classes where the file has them."""
+    """Images [N, 3, H, H] uint8, labels [N] int64, and the class names if the file has them."""
     try:
         import h5py
     except ImportError:
@@ -68,7 +69,7 @@ def _read(path: Path) -> tuple[Tensor, np.ndarray, list[str] | None]:
             images = _content(file, "images", ("uint8",), 4)
             labels = _content(file, "labels", ("int", "uint"), 1)
             names = _content(file, "classes", ("object", "bytes"), 1) if "classes" in file else None
-    except (OSError, RuntimeError, KeyError, UnicodeError) as error:  # h5py's, by what is broken
+    except (OSError, RuntimeError, KeyError, UnicodeError) as error:  # h5py's, depending on what is broken
         raise ValueError(f"{path}: not HDF5, or broken: {str(error).splitlines()[0]}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -84,7 +85,10 @@ def _read(path: Path) -> tuple[Tensor, np.ndarray, list[str] | None]:
 
 
 def _content(file: Any, name: str, kinds: Sequence[str], dims: int) -> np.ndarray:
-    """What a data set holds. Raises ValueError for another type or number of dimensions, and for values elsewhere."""
+    """The array of a data set.
+
+    Raises ValueError for another type or number of dimensions, and for values in other files.
+    """
     import h5py
 
     link, found = file.get(name, getlink=True), file.get(name)
@@ -97,5 +101,5 @@ def _content(file: Any, name: str, kinds: Sequence[str], dims: int) -> np.ndarra
         raise ValueError(f"{name}: expected {dims} dimensions of {kind}, found {found.ndim} of {found.dtype}")
     if found.nbytes > min(PACKED * found.id.get_storage_size(), LARGEST_GB * 1e9):
         stored = found.id.get_storage_size()
-        raise ValueError(f"{name}: claims {found.nbytes / 1e9:.1f} GB, of which the file has {stored} bytes")
+        raise ValueError(f"{name}: claims {found.nbytes / 1e9:.1f} GB, but the file holds {stored} bytes of it")
     return found.asstr()[:] if h5py.check_string_dtype(found.dtype) else found[:]

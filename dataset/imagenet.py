@@ -2,10 +2,9 @@
 
 O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015, https://www.image-net.org
 
-`train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, as torchvision's ImageFolder reads them; a part of the classes will do.
-The published archive of the validation images has no folders: they must be moved into their classes' first.
-Images of 224 pixels are random parts of their files in training, and the centre of the image resized to 256 in
-validation, as published.
+`train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, as for torchvision's ImageFolder; a subset of the classes works too. The
+published archive of validation images has no folders: move the images into their classes' folders first. As published,
+images of 224 pixels are random resized crops in training, and in validation the centre of the image resized to 256.
 """
 
 from pathlib import Path
@@ -17,5 +16,5 @@ from .storage import Storage
 
 @register("imagenet")
 def imagenet(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """`folder` holds train/ and val/; images of `image_size` or 224 pixels. Raises what `folder.listing` raises."""
+    """`folder` holds train/ and val/. Images have `image_size` or 224 pixels. Raises as `folder.listing`."""
     return listing(Path(folder)).at(image_size or 224, storage, **IMAGENET)

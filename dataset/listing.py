@@ -1,4 +1,4 @@
-"""The image files of a data set, as they are found before any of them is opened."""
+"""The image files of a data set, before any of them is opened."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from .storage import Storage
 
 
 class Listing(NamedTuple):
-    """The image files of a data set and their labels, which are places in `classes`."""
+    """The image files of a data set and their labels, which are indices of `classes`."""
 
     root: Path
     classes: tuple[str, ...]
@@ -22,7 +22,10 @@ class Listing(NamedTuple):
     val_labels: list[int]
 
     def at(self, size: int, storage: Storage, mean: Channels, std: Channels) -> ImageSet:
-        """In images of `size` pixels; kept ones beside train/ too. Raises what `Storage.settled` raises."""
+        """The data set in images of `size` pixels.
+
+        Those in memory are also cached beside train/. Raises as `Storage.settled`.
+        """
         storage = storage.settled(size, len(self.train_files), len(self.val_files))
         return ImageSet(
             storage.images(size, (self.root / f".cache-{size}-train.npz", self.train_files)),

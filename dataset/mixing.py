@@ -1,7 +1,7 @@
-"""Batches in which each image is mixed with the one before it, and the first with the last.
+"""mixup and CutMix: mixes each image of a batch with the previous one, and the first with the last.
 
-mixup: Beyond Empirical Risk Minimization. Zhang et al., ICLR 2018. https://arxiv.org/abs/1710.09412
-CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features. Yun et al., ICCV 2019.
+mixup: Beyond Empirical Risk Minimization. Zhang et al., ICLR 2018. https://arxiv.org/abs/1710.09412 CutMix:
+Regularization Strategy to Train Strong Classifiers with Localizable Features. Yun et al., ICCV 2019.
 https://arxiv.org/abs/1905.04899
 """
 
@@ -15,25 +15,27 @@ from torch import Tensor
 
 
 class Mix(NamedTuple):
-    """What happens to all images of a batch."""
+    """How all images of a batch are mixed."""
 
-    share: float  # how much of each image is its own
-    box: tuple[slice, slice] | None = None  # rows and columns that come from the other one; None: all, weighed
+    share: float  # weight of each image's own pixels
+    box: tuple[slice, slice] | None = None  # rows and columns from the other image; None: a weighted sum
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[1 + B, ..., C, H, W] -> [B, ..., C, H, W]: all but the first, mixed with those before them."""
+        """Mixes each image with the previous one: [1 + B, ..., C, H, W] -> [B, ..., C, H, W]."""
         other, own = images[:-1], images[1:]
         if self.box is None:
-            return other.mul(1 - self.share).add_(own.mul(self.share))  # each rounded alone, on every device alike
+            return other.mul(1 - self.share).add_(own.mul(self.share))  # no fused multiply-add: equal on all devices
         mixed = own.clone()
         mixed[..., *self.box] = other[..., *self.box]
         return mixed
 
 
 class Mixing:
-    """mixup, cutmix: alpha of Beta(alpha, alpha), from which each batch draws its share; of two each has half of them.
+    """Draws a Mix for each batch. With both mixup and CutMix, each gets half of the batches.
 
-    size: height and width of the images.
+    Args:
+        mixup, cutmix: alpha of Beta(alpha, alpha), from which the share is drawn; 0: off.
+        size: height and width of the images.
     """
 
     def __init__(self, mixup: float, cutmix: float, size: Sequence[int]) -> None:
@@ -49,7 +51,7 @@ class Mixing:
         return [self.cut(share, centre) if cut else Mix(share) for cut, share, centre in each]
 
     def cut(self, share: float, centre: Sequence[int]) -> Mix:
-        """A box of the size 1 - share around `centre`, and the share that is left where a part of it lies outside."""
+        """A box around `centre` with area 1 - share, and the share that is left if part of the box lies outside."""
         half = [int(0.5 * math.sqrt(1 - share) * side) for side in self.size]
         each = list(zip(centre, half, self.size, strict=True))
         rows, columns = (slice(max(place - r, 0), min(place + r, side)) for place, r, side in each)

@@ -1,4 +1,4 @@
-"""Files that torchvision reads, checks by their MD5 sums, and downloads where they are missing or broken."""
+"""Data sets that torchvision reads, checks by their MD5 sums, and downloads if files are missing or broken."""
 
 import http.client
 import tarfile
@@ -10,9 +10,16 @@ from torchvision.datasets import CIFAR10, STL10
 def read(
     source: type[CIFAR10] | type[STL10], folder: Path, kind: str, train: dict, val: dict
 ) -> tuple[CIFAR10 | STL10, CIFAR10 | STL10]:
-    """Both parts of `source`, built with the options `train` and `val`; `kind` says what its files are.
+    """Reads both splits.
 
-    `folder` holds or is the set's own folder, else it is downloaded there; FileNotFoundError where that fails.
+    Args:
+        source: torchvision's data set.
+        folder: holds or is the data set's own folder; otherwise it is downloaded there.
+        kind: what its files are, for the error message.
+        train, val: options of `source` for each split.
+
+    Raises:
+        FileNotFoundError: the files are missing or broken, and the download failed.
     """
     files = [name for name, _ in source.train_list + source.test_list]
     inside = all((folder / name).is_file() for name in files)

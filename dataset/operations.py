@@ -1,8 +1,8 @@
-"""The operations of AutoAugment and its successors on whole batches, in which every sample has one of its own.
+"""AutoAugment's operations on whole batches; each sample has its own operation.
 
-Pixels equal those that torchvision.transforms gives for PIL images (black where a pixel comes from outside); its v2
-rounds the threshold of some Solarize up, which then inverts one value less. Nothing waits for the device: which
-operations a batch needs is known on the host, where they are drawn.
+Pixels equal those of torchvision.transforms for PIL images (black outside). torchvision's v2 rounds
+the threshold of some Solarize up, and so inverts one value less. Nothing waits for the device: operations are drawn on
+the host, which therefore knows what a batch needs.
 """
 
 import math
@@ -19,16 +19,16 @@ WITHOUT_STRENGTH = {"Identity": IDENTITY, "AutoContrast": AUTOCONTRAST, "Equaliz
 
 
 class Operation(NamedTuple):
-    """What an operation does, in numbers; each kind reads its own."""
+    """An operation's parameters. Each kind reads its own."""
 
     kind: int = IDENTITY
     table: tuple[int, ...] = tuple(range(256))  # new pixel values
-    factor: float = 1.0  # of the image in a blend with a worse one
+    factor: float = 1.0  # weight of the image in a blend with a degraded one
     affine: tuple[float, ...] = (1, 0, 0, 0, 1, 0)  # a b c d e f: the pixel at x, y comes from ax + by + c, dx + ey + f
 
 
 def operation(name: str, strength: float, height: int, width: int) -> Operation:
-    """An operation at a strength of `Reach.strengths`; a negative one goes the other way."""
+    """An operation at a strength of `Reach.strengths`; a negative strength reverses its direction."""
     if name in WITHOUT_STRENGTH:
         return Operation(WITHOUT_STRENGTH[name])
     if name in BLENDS:
@@ -57,13 +57,13 @@ class Reach(NamedTuple):
     bins: int
     shear: float = 0.3
     across: float = 150 / 331  # of the image's side
-    pixels: float | None = None  # in the place of that
+    pixels: float | None = None  # overrides `across`
     degrees: float = 30.0
     blend: float = 0.9
     bits: tuple[int, int] = (8, 4)
 
     def strengths(self, name: str, height: int, width: int) -> list[float]:
-        """Of an operation, weakest first, as torchvision rounds them."""
+        """All strengths of an operation, weakest first, rounded as in torchvision."""
         if name == "Posterize":  # bits that stay
             most, least = self.bits
             return (most - torch.arange(self.bins) / ((self.bins - 1) / (most - least))).round().tolist()
@@ -75,15 +75,18 @@ class Reach(NamedTuple):
 
 
 class Operations:
-    """A list of operations, each in a row of the tensors, from which every sample of a batch takes its own.
+    """A table of operations, from which each sample of a batch takes one row.
 
-    bilinear: how shears, shifts and rotations read between pixels; else they take the nearest one.
+    Args:
+        operations: the rows.
+        device: of the images.
+        bilinear: interpolate in shears, shifts and rotations; else take the nearest pixel.
     """
 
     def __init__(self, operations: list[Operation], device: torch.device | str, bilinear: bool = False) -> None:
         real = torch.tensor([o.affine for o in operations], dtype=torch.float64)
         a, b, c, d, e, f = real.unbind(1)
-        # PIL's fixed point, at the centres of pixels: 16 bits behind the point, rounded
+        # PIL's fixed point, at pixel centres: 16 fractional bits, rounded
         centred = torch.stack([a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2], 1)
         self.affine = (real if bilinear else (centred * 65536 + 0.5).floor().long()).to(device)
         self.move = move_bilinear if bilinear else move
@@ -95,7 +98,7 @@ class Operations:
         return len(self.kind)
 
     def __call__(self, x: Tensor, row: Tensor) -> Tensor:
-        """Images [B, H, W, 3] uint8, each under the operation `row` [B], which is on the CPU; uint8 again."""
+        """Applies operation row[i] to image i: [B, H, W, 3] uint8 to the same. row: [B], on the CPU."""
         kind = self.kind[row]
         order = kind.argsort(stable=True)
         sizes = kind.bincount(minlength=AFFINE + 1).tolist()
@@ -107,7 +110,7 @@ class Operations:
         return x
 
     def change(self, kind: int, x: Tensor, row: Tensor) -> Tensor:
-        """Images [B, H, W, 3] uint8 under the operations `row` [B] on their device, all of one kind."""
+        """Applies operations of one kind, `row` [B] on the device, to images [B, H, W, 3] uint8."""
         if kind == TABLE:
             return look_up(x, self.table[row].unsqueeze(1))
         if kind == AFFINE:
@@ -121,19 +124,19 @@ class Operations:
 
 
 def cells(x: Tensor) -> Tensor:
-    """Where each value of [B, H, W, C] uint8 is in a table of 256 values for each channel of each image."""
+    """Index of each value of [B, H, W, C] uint8 in a table of 256 values for each channel of each image."""
     b, _, _, c = x.shape
     return x.long() + 256 * torch.arange(b * c, device=x.device).view(b, 1, 1, c)
 
 
 def look_up(x: Tensor, table: Tensor) -> Tensor:
-    """table: [B, C or 1, 256] uint8"""
+    """Replaces values by those of `table`, [B, C or 1, 256] uint8."""
     return table.expand(-1, x.shape[3], -1).flatten()[cells(x)]
 
 
 def autocontrast(x: Tensor) -> Tensor:
     low, high = (bound(x, dim=(1, 2), keepdim=True).double() for bound in (torch.amin, torch.amax))
-    scale = torch.full_like(high, 255) / (high - low)  # `255 / x` would be rounded twice, and darken some pixels
+    scale = torch.full_like(high, 255) / (high - low)  # `255 / x` rounds twice, which darkens some pixels
     stretched = (x * scale + -low * scale).clamp(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, x)
 
@@ -143,7 +146,7 @@ def equalize(x: Tensor) -> Tensor:
     places = cells(x).flatten()
     count = torch.zeros(b * c * 256, dtype=torch.int64, device=x.device)
     count = count.scatter_add_(0, places, torch.ones_like(places)).view(b, c, 256)
-    last = count.gather(2, x.amax(dim=(1, 2)).long().unsqueeze(2))  # the brightest pixels do not count
+    last = count.gather(2, x.amax(dim=(1, 2)).long().unsqueeze(2))  # PIL does not count the brightest pixels
     step = (h * w - last) // 255
     below = count.cumsum(2) - count
     flat = ((step // 2 + below) // step.clamp_min(1)).clamp_max(255)
@@ -175,7 +178,7 @@ WORSE = {BRIGHTNESS: black, COLOR: grey, CONTRAST: mean_grey, SHARPNESS: smooth}
 
 
 def move(x: Tensor, affine: Tensor) -> Tensor:
-    """affine: [B, 6] in PIL's fixed point"""
+    """Applies affine transforms [B, 6], in PIL's fixed point."""
     n, h, w, channels = x.shape
     a, b, c, d, e, f = affine.view(-1, 6, 1, 1).unbind(1)
     to_x, to_y = torch.arange(w, device=x.device), torch.arange(h, device=x.device).unsqueeze(1)

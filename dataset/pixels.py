@@ -1,4 +1,4 @@
-"""What several data sets do to their images when they are loaded."""
+"""Resizing and statistics of images in memory."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ Channels = tuple[float, float, float]
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Square images [N, 3, H, H] uint8 in `size` x `size` pixels: bilinear, antialiased where they shrink."""
+    """Resizes square images [N, 3, H, H] uint8 to `size` x `size` pixels: bilinear, antialiased when shrinking."""
     if size is None or images.shape[-2:] == (size, size):
         return images
     if (gb := images[..., 0, 0].numel() * size**2 / 1e9) > LARGEST_GB:
@@ -20,13 +20,16 @@ def resize(images: Tensor, size: int | None) -> Tensor:
 
 
 def measure(parts: Iterable[Tensor]) -> tuple[Channels, Channels]:
-    """Mean and deviation of each channel over all parts [N, 3, H, W] uint8, in 0..1; a constant channel's is 1."""
-    # Counting the 256 values is exact, and needs no float copy of the images.
+    """Mean and deviation of each channel over all parts [N, 3, H, W] uint8, in 0..1.
+
+    A constant channel has deviation 1.
+    """
+    # counting the 256 values is exact, and needs no float copy of the images
     counts = sum(torch.stack([x.flatten().bincount(minlength=256) for x in part.unbind(1)]) for part in parts)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for count in counts.double():
         mean.append((count @ values / count.sum()).item())
-        constant = count.count_nonzero() == 1  # for which the formula gives rounding, at times
+        constant = count.count_nonzero() == 1  # the formula might give rounding noise instead of 0
         std.append(1.0 if constant else (count @ (values - mean[-1]).square() / count.sum()).sqrt().item())
     return tuple(mean), tuple(std)

@@ -1,4 +1,4 @@
-"""Policies of random operations: which operation at which strength each sample of a batch gets."""
+"""Policies of random operations: which operation each sample of a batch gets, at which strength."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +12,7 @@ from .operations import Operations, Reach, operation
 SIGNED = "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness".split()
 UNSIGNED = "Posterize Solarize AutoContrast Equalize".split()
 
-# The 25 sub-policies of the paper's table 7: operation, probability, strength 0 .. 9, twice.
+# The 25 sub-policies of the paper's table 7: twice operation, probability, strength 0 .. 9
 POLICY = """
 Invert 0.1 7        Contrast 0.2 6
 Rotate 0.7 2        TranslateX 0.3 9
@@ -47,23 +47,26 @@ SUB_POLICIES = [
 
 
 class Policy:
-    """Random operations one after the other. A subclass says which, as (name, strength), and draws among them.
+    """Applies random operations one after the other. A subclass lists them, as (name, strength), and draws among them.
 
-    size: height and width of the images.
+    Args:
+        operations: names and strengths.
+        size: height and width of the images.
+        device: of the images.
     """
 
-    bilinear = False  # how shears, shifts and rotations read between pixels; else they take the nearest one
-    columns: int  # numbers that are drawn for a sample
+    bilinear = False  # True: interpolate in shears, shifts and rotations; else take the nearest pixel
+    columns: int  # numbers drawn for each sample
 
     def __init__(self, operations: Sequence[tuple[str, float]], size: Sequence[int], device: torch.device) -> None:
         self.operations = Operations([operation(*each, *size) for each in operations], device, self.bilinear)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, columns] int64 on the CPU: what fixes all that happens to a sample."""
+        """Integers that determine a sample's operations: [n, columns] int64 on the CPU."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor, drawn: Tensor) -> Tensor:
-        """Images [B, H, W, 3] uint8 as `drawn` [B, columns], on the CPU, has it: uint8 again."""
+        """Applies what was `drawn` [B, columns], on the CPU, to images [B, H, W, 3] uint8."""
         for row in drawn.unbind(1):
             x = self.operations(x, row)
         return x
@@ -73,7 +76,7 @@ class AutoAugment(Policy):
     """AutoAugment: Learning Augmentation Strategies from Data. Cubuk et al., CVPR 2019.
     https://arxiv.org/abs/1805.09501
 
-    The policy found on CIFAR-10, as torchvision has it: black where the paper has grey.
+    The CIFAR-10 policy as in torchvision: black where the paper has grey.
     """
 
     columns = 2
@@ -87,7 +90,7 @@ class AutoAugment(Policy):
         self.probability = torch.tensor([[p for _, p, _ in both] for both in SUB_POLICIES])
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Rows: 0, or 1 + 4 * sub-policy + 2 * place in it + (its sign is negative)."""
+        """Rows: 0, or 1 + 4 * sub-policy + 2 * place in it + (1 if its sign is negative)."""
         chosen = torch.randint(len(SUB_POLICIES), (n,), generator=generator)
         done = torch.rand(n, 2, generator=generator) < self.probability[chosen]
         negative = torch.randint(2, (n, 2), generator=generator)
@@ -95,15 +98,21 @@ class AutoAugment(Policy):
 
 
 class Uniform(Policy):
-    """Operations that are drawn with equal probability, at one of some strengths, with a random sign.
+    """Draws operations with equal probability, at one of several strengths, with a random sign.
 
-    levels: the steps of `reach` that are drawn among.
+    Args:
+        reach: strengths of the operations.
+        levels: indices of the strengths to draw from.
+        size: height and width of the images.
+        device: of the images.
     """
 
     def __init__(self, reach: Reach, levels: Sequence[int], size: Sequence[int], device: torch.device) -> None:
         found = []
         for name in ("Identity", *SIGNED, *UNSIGNED):
-            for strength in map(reach.strengths(name, *size).__getitem__, levels):
+            strengths = reach.strengths(name, *size)
+            for level in levels:
+                strength = strengths[level]
                 found += [(name, strength), (name, -strength if name in SIGNED else strength)]
         super().__init__(found, size, device)
 
@@ -115,7 +124,7 @@ class RandAugment(Uniform):
     """RandAugment: Practical automated data augmentation with a reduced search space. Cubuk et al., NeurIPS 2020.
     https://arxiv.org/abs/1909.13719
 
-    As torchvision has it: num_ops operations at `magnitude` of 0 to 30.
+    As in torchvision: num_ops operations at a `magnitude` of 0 to 30.
     """
 
     def __init__(self, size: Sequence[int], device: torch.device, *, num_ops: int = 2, magnitude: int = 9) -> None:
@@ -127,7 +136,7 @@ class TrivialAugmentWide(Uniform):
     """TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation. Mueller, Hutter, ICCV 2021.
     https://arxiv.org/abs/2103.10158
 
-    One operation at one of 31 strengths; images move by up to 32 pixels whatever their size.
+    One operation at one of 31 strengths. Images of any size move by up to 32 pixels.
     """
 
     columns = 1
@@ -141,8 +150,8 @@ class AugMix(Uniform):
     """AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty. Hendrycks et al., ICLR 2020.
     https://arxiv.org/abs/1912.02781
 
-    Three chains of one to three operations, averaged with the image by random weights, as torchvision has it. The
-    paper's loss of three such images is no part.
+    Averages the image with three chains of one to three operations, with random weights, as torchvision does. Does not
+    include the paper's loss on three such images.
     """
 
     bilinear = True
@@ -153,10 +162,12 @@ class AugMix(Uniform):
         super().__init__(Reach(10, across=1 / 3, bits=(4, 0)), range(self.severity), size, device)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """The operations of each chain, 0 beyond its end; bits of the weights in float64: the image's, each chain's."""
+        """Each chain's operations, 0 beyond its end; then the float64 bits of the weights of the image and of each
+        chain.
+        """
         length = torch.randint(1, self.depth + 1, (n, self.chains, 1), generator=generator)
-        real = 2 * self.severity, len(self.operations)  # without Identity
-        rows = torch.randint(*real, (n, self.chains, self.depth), generator=generator)
+        first = 2 * self.severity  # the rows before are Identity's
+        rows = torch.randint(first, len(self.operations), (n, self.chains, self.depth), generator=generator)
         rows = rows * (torch.arange(self.depth) < length)
         own = torch.rand(n, 1, generator=generator, dtype=torch.float64)  # Beta(1, 1)
         chain = torch.empty(n, self.chains, dtype=torch.float64).exponential_(generator=generator)
@@ -182,7 +193,7 @@ POLICIES: dict[str, Callable[[Sequence[int], torch.device], Policy]] = {
 
 
 class Augmented(Augment):
-    """The views of `augment` under a policy (a name of `POLICIES`), and with a probability without a rectangle."""
+    """Views of `augment` with a policy (a name of `POLICIES`) and, with probability `reprob`, an erased rectangle."""
 
     def __init__(self, augment: Augment, policy: str | None, reprob: float) -> None:
         self.augment, self.steps_at_once = augment, augment.steps_at_once
@@ -192,7 +203,7 @@ class Augmented(Augment):
         self.hole = RandomErasing(reprob, size) if reprob else None
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, columns] int64 on the CPU: those of `augment`, of the policy, and of the rectangle."""
+        """[n, columns] int64 on the CPU: the draws of `augment`, of the policy, and of the rectangle."""
         return columns(*[each.draw(n, generator) for each in (self.augment, self.policy, self.hole) if each])
 
     def parts(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,9 +220,12 @@ class Augmented(Augment):
 
 
 class WeakAndStrong(Views):
-    """Two views of every sample: as `augment` gives it, and the same crop and flip under a policy: [B, 2, C, H, W].
+    """Two views of every sample, with the same crop and flip: plain, and with a policy. [B, 2, C, H, W].
 
-    policy: makes one from the images' size and device; cutout: the strong view gets a hole too.
+    Args:
+        augment: gives the plain view.
+        policy: makes a policy from the images' size and device.
+        cutout: the strong view also gets a hole.
     """
 
     def __init__(
@@ -222,7 +236,7 @@ class WeakAndStrong(Views):
         self.policy, self.hole = policy(size, augment.device), Cutout(size) if cutout else None
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, columns] int64 on the CPU: those of `augment`, of the policy, and of the hole."""
+        """[n, columns] int64 on the CPU: the draws of `augment`, of the policy, and of the hole."""
         return columns(*[each.draw(n, generator) for each in (self.augment, self.policy, self.hole) if each])
 
     def stream(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:

@@ -3,8 +3,8 @@
 A. Coates, H. Lee and A. Y. Ng, "An Analysis of Single Layer Networks in Unsupervised Feature Learning", 2011,
 https://cs.stanford.edu/~acoates/stl10/
 
-Images of 32x32 pixels unless asked otherwise: what the published linear probes use. The 100,000 unlabelled images are
-not read, though the download (2.6 GB) holds them.
+Images have 32x32 pixels by default, as in published linear probes. The 100,000 unlabelled images are not read, but the
+download (2.6 GB) includes them.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ _classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", 
 
 @register("stl10")
 def stl10(folder: str | Path, image_size: int | None = None) -> ImageSet:
-    """`folder` holds or is `stl10_binary`, else it is downloaded there; FileNotFoundError where that fails.
+    """[5000, 3, S, S] and [8000, 3, S, S] with S = `image_size` or 32, resized once.
 
-    [5000, 3, S, S] and [8000, 3, S, S] with S = `image_size` or 32, resized once.
+    `folder` holds or is `stl10_binary`; otherwise it is downloaded there. Raises FileNotFoundError if that fails.
     """
     without = [entry for entry in STL10.train_list if "unlabeled" not in entry[0]]
     url = STL10.url.replace("http://ai.stanford.edu", "https://ai.stanford.edu")

@@ -1,4 +1,4 @@
-"""Where the images of files live while a network trains: decoded in memory, or in their files."""
+"""Where images live during training: decoded in memory, or in files."""
 
 import os
 import zlib
@@ -15,7 +15,7 @@ from torch import Tensor
 from .cache import cached
 from .files import Found, decode
 
-LARGEST_KEPT = 64  # pixels a side; larger images are cropped at random sizes, for which their files are needed
+LARGEST_KEPT = 64  # pixels a side that are held in memory; larger images have random resized crops, from their files
 
 
 class Storage(NamedTuple):
@@ -26,15 +26,18 @@ class Storage(NamedTuple):
     workers: int = 8
 
     def settled(self, size: int, n_train: int, n_val: int) -> "Storage":
-        """With a loader other than auto. Raises ValueError where that cannot be, with the size that would do."""
-        kept = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
+        """Replaces the loader `auto` by the one to use.
+
+        Raises ValueError, with the sizes, if the chosen loader cannot be used.
+        """
+        gigabytes = 3 * (n_train * (size + 2 * (size // 8)) ** 2 + n_val * size**2) / 1e9
         if self.loader == "auto":
-            fits = size <= LARGEST_KEPT and kept <= self.memory_gb
+            fits = size <= LARGEST_KEPT and gigabytes <= self.memory_gb
             return self._replace(loader="memory" if fits else "stream")
         if self.loader == "memory" and size > LARGEST_KEPT:
-            raise ValueError(f"--loader memory: images of at most {LARGEST_KEPT} pixels are kept, these have {size}")
-        if self.loader == "memory" and kept > self.memory_gb:
-            raise ValueError(f"--loader memory: the images take {kept:.3g} GB, --memory_gb is {self.memory_gb:g}")
+            raise ValueError(f"--loader memory: holds images of at most {LARGEST_KEPT} pixels, these have {size}")
+        if self.loader == "memory" and gigabytes > self.memory_gb:
+            raise ValueError(f"--loader memory: the images take {gigabytes:.3g} GB, --memory_gb is {self.memory_gb:g}")
         if self.loader == "dali":
             if size <= LARGEST_KEPT:
                 raise ValueError(f"--loader dali: reads images of more than {LARGEST_KEPT} pixels, these have {size}")
@@ -45,14 +48,19 @@ class Storage(NamedTuple):
         return self
 
     def images(self, size: int, *parts: tuple[Path, list[Found]]) -> "Tensor | Files":
-        """The images [N, 3, size, size] of all parts, each with a place in the root for its cache. After `settled`."""
+        """The images [N, 3, size, size] of all parts, after `settled`.
+
+        Args:
+            size: pixels a side.
+            parts: the cache file and the image files of each part.
+        """
         if self.loader != "memory":
             paths = [os.fsencode(file.path) for _, files in parts for file in files]
             return Files(np.array(paths), len(os.fsencode(parts[0][0].parent / "_")) - 1, size, self)
-        kept = [self._kept(cache, files, size) for cache, files in parts]
-        return torch.cat(kept) if len(kept) > 1 else kept[0]
+        tensors = [self._decoded(cache, files, size) for cache, files in parts]
+        return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def _kept(self, cache: Path, files: list[Found], size: int) -> Tensor:
+    def _decoded(self, cache: Path, files: list[Found], size: int) -> Tensor:
         def make() -> np.ndarray:
             return decode([file.path for file in files], size, self.workers).permute(0, 2, 3, 1).numpy()
 
@@ -61,10 +69,10 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """Images [N, 3, size, size] that stay in their files; a part of them is taken as from a tensor."""
+    """Images [N, 3, size, size] that stay in files. Can be indexed like a tensor."""
 
     paths: np.ndarray  # [N] bytes: one block of memory, which worker processes share
-    start: int  # where a path goes on below the root of the data set
+    start: int  # length of the root's prefix in each path, in bytes
     size: int
     storage: Storage
 
@@ -79,17 +87,17 @@ class Files:
         return replace(self, paths=self.paths[part])
 
     def identity(self) -> Tensor:
-        """What tells these images from others: name, size and time of each file."""
+        """Name, size and time of each file, which tell these images from others."""
         names = [zlib.crc32(os.path.basename(path)) for path in self.paths.tolist()]
         return torch.from_numpy(np.column_stack([names, self.sizes_and_times()]))
 
     def sizes_and_times(self) -> np.ndarray:
-        """[N, 2] int64: bytes, and nanoseconds of the last change. Raises OSError where a file is gone."""
+        """[N, 2] int64: bytes, and nanoseconds of the last change. Raises OSError if a file is gone."""
 
         def of(paths: np.ndarray) -> list[tuple[int, int]]:
             return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths.tolist())]
 
-        with ThreadPoolExecutor(self.storage.workers) as pool:  # for disks that answer late
+        with ThreadPoolExecutor(self.storage.workers) as pool:  # for disks of high latency
             found = pool.map(of, np.array_split(self.paths, self.storage.workers))
             return np.array([each for part in found for each in part], np.int64).reshape(-1, 2)
 
@@ -97,6 +105,6 @@ class Files:
         return [os.fsdecode(path) for path in self.paths.tolist()]
 
     def split(self, n: int) -> Iterator[Tensor]:
-        """Decoded, `n` at a time: [n, 3, size, size] uint8."""
+        """Decoded images, `n` at a time: [n, 3, size, size] uint8."""
         for start in range(0, len(self), n):
             yield decode(self[start : start + n].names(), self.size, self.storage.workers)

@@ -1,6 +1,6 @@
-"""Images that stay in their files: read, cropped and stacked by worker processes ahead of the training step.
+"""Images that stay in files: worker processes read, crop and stack them ahead of the training step.
 
-Bytes travel, a batch at a time; they are normalised on the device.
+Workers send bytes, a batch at a time. The device normalises them.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from .storage import LARGEST_KEPT, Files
 
 
 class Reader(Dataset):
-    """What a worker runs: batches of an index and a view, as arrays."""
+    """Runs in a worker: makes batches from arrays of indices and views."""
 
     def __init__(self, files: Files, cut: Cut) -> None:
         self.files, self.cut = files, cut
@@ -41,7 +41,7 @@ class Reader(Dataset):
 
 
 class Streamed(Augment):
-    """Views of images in files, by worker processes that stay from epoch to epoch."""
+    """Views of images in files, from worker processes that persist over epochs."""
 
     def __init__(
         self, files: Files, cut: Cut, mean: Sequence[float], std: Sequence[float], device: torch.device | str
@@ -58,11 +58,14 @@ class Streamed(Augment):
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_start,
-            generator=torch.Generator(),  # else the global one, which resumption has to find as it was
+            generator=torch.Generator(),  # not the global one, whose state a resumed run restores
         )
 
     def pixels(self, index: Tensor, view: Tensor, steps: Steps) -> Iterator[Tensor]:
-        """Raises Unreadable for an image that cannot be decoded. One call at a time: a second one ends the first."""
+        """As `Augment.pixels`.
+
+        Raises Unreadable for an image that cannot be decoded. A second call ends the first one.
+        """
         index, view = index.cpu().numpy(), view.cpu().numpy()
         self.batches[:] = [(index[step], view[step]) for step in steps]
         for pixels in self.loader:
@@ -72,9 +75,9 @@ class Streamed(Augment):
 
 
 def _start(worker: int) -> None:
-    """Leaves it to the parent what Ctrl-C and SIGTERM to the whole group do, and ends with it."""
+    """Starts a worker. It leaves SIGINT and SIGTERM sent to the group to its parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of PIL, about damaged EXIF data and the like
+    warnings.simplefilter("ignore")  # PIL's, about damaged EXIF data and the like
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
@@ -89,9 +92,13 @@ def _until_parent_asks() -> None:
 
 
 def augmentation(data: ImageSet, device: torch.device | str, policy: str = "crop_flip", reprob: float = 0.0) -> Augment:
-    """The training images, augmented as the data set says: padded crops, of files above 64 pixels resized crops.
+    """The training images with the data set's augmentation: padded crops, or above 64 pixels resized crops, and flips.
 
-    policy: one of `POLICIES` that comes after these; reprob: the probability of random erasing.
+    Args:
+        data: the data set.
+        device: of the batches.
+        policy: "crop_flip", or one of `POLICIES` to apply afterwards.
+        reprob: probability of random erasing.
     """
     augment = crop_flip(data, device)
     if policy == "crop_flip" and not reprob:
@@ -109,11 +116,12 @@ def crop_flip(data: ImageSet, device: torch.device | str) -> Augment:
 
 
 def plain(images: Tensor | Files, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Augment:
-    """Images as they are validated on; each has one view, 0."""
+    """The images as they are validated on. Each has one view, 0."""
     if isinstance(images, Tensor):
         return InMemory(images, mean, std, padding=0, flip=False, device=device)
     return _by_loader(images, Plain(images.size), mean, std, device)
 
 
 def _by_loader(files: Files, *how: Any) -> Augment:
-    return (Dali if files.storage.loader == "dali" else Streamed)(files, *how)
+    loader = Dali if files.storage.loader == "dali" else Streamed
+    return loader(files, *how)

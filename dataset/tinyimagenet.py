@@ -1,8 +1,8 @@
 """TinyImageNet-200: 100,000 training and 10,000 validation images of 64x64 pixels, 200 classes of ImageNet.
 
 Y. Le and X. Yang, "Tiny ImageNet Visual Recognition Challenge", 2015, https://cs231n.stanford.edu/tiny-imagenet-200.zip
-(`bash scripts/get_tinyimagenet.sh` fetches it). The published validation images are what is validated on: the test
-images have no public labels. Kept in memory or in their files as for `folder`.
+(`bash scripts/get_tinyimagenet.sh` downloads it). Validates on the published validation images, because the test images
+have no public labels. Images live in memory or in files as for `folder`.
 """
 
 import os
@@ -18,16 +18,19 @@ _name = "tiny-imagenet-200"
 
 @register("tinyimagenet")
 def tinyimagenet(folder: str | Path, image_size: int | None, storage: Storage) -> ImageSet:
-    """`folder` holds or is `tiny-imagenet-200`; images of `image_size` or 64 pixels. Raises what `listing` raises."""
+    """`folder` holds or is `tiny-imagenet-200`. Images have `image_size` or 64 pixels. Raises as `listing`."""
     mean, std = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
     return listing(folder).at(image_size or 64, storage, mean, std)
 
 
 def listing(folder: str | Path) -> Listing:
-    """What is there, with no image opened: wnids.txt, train/<wnid>/images/*, and val/images/* with its annotations.
+    """Lists the image files of wnids.txt, train/<wnid>/images/*, and val/images/* with its annotations.
 
-    A val/ that was regrouped as val/<wnid>/* will do too. FileNotFoundError: no such layout, a class without images, no
-    annotations. ValueError: classes or images that differ from what wnids.txt or the annotations name.
+    A regrouped val/<wnid>/* works too.
+
+    Raises:
+        FileNotFoundError: no such layout, a class without images, or no annotations.
+        ValueError: classes or images that differ from wnids.txt or the annotations.
     """
     folder = Path(folder)
     root = folder / _name if (folder / _name).is_dir() else folder
@@ -54,7 +57,7 @@ def listing(folder: str | Path) -> Listing:
 
 
 def _annotated(val: Path, classes: tuple[str, ...]) -> tuple[list[Found], list[int]]:
-    """The images of val/images and their labels, in the order of the annotations' lines, `<image> <wnid> <box>`."""
+    """Images of val/images and their labels, in the order of the annotations' lines, `<image> <wnid> <box>`."""
     table = val / "val_annotations.txt"
     if not table.is_file():
         raise FileNotFoundError(f"{table}: no such file; it names the class of every image in {val / 'images'}")

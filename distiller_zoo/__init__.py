@@ -1,4 +1,6 @@
-"""One method per file: losses that see one batch. Importing this package registers them, one line each."""
+"""One method per file: losses that see one batch. Each import line registers a method. A new one: its file, and a line
+here.
+"""
 
 from .ab import AB as AB
 from .at import AT as AT

@@ -1,8 +1,10 @@
 """Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons. Heo et al., AAAI 2019.
 https://arxiv.org/abs/1811.03233
 
-Differs, as RepDistiller does: all stages are initialised at once, and nothing but the labels (and KD, where asked
-for) trains the student afterwards, so `-b` has no effect.
+3/1000 sum_l 2^(l - n) |max(0, m - y g_s)|^2,  y = 1 where g_t > 0, else -1;  g: pre-activations of stage l of n
+
+As in RepDistiller, all stages are initialised at once. Afterwards only the labels (and KD, if -a is given) train the
+student, so `-b` has no effect.
 """
 
 from torch import Tensor, nn
@@ -12,9 +14,10 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 
 class AB(Distiller, name="ab", aliases=("abound",)):
-    """Pushes student pre-activations beyond a margin on the teacher's side of zero, before training proper.
+    """Pushes each student pre-activation past a margin, to the teacher's side of zero, in an initialisation stage.
 
-    ab_margin: the margin, how far from zero.
+    Args:
+        ab_margin: the margin's distance from zero.
     """
 
     weights = (1.0, 0.0, 0.0)
@@ -29,11 +32,11 @@ class AB(Distiller, name="ab", aliases=("abound",)):
         )
 
     def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """Sum over elements, per sample, times 3/1000; the last stage has weight 1, each earlier one half the next."""
+        """Sums over elements, averages over samples. The last stage has weight 1, each earlier one half the next."""
         total, m = 0.0, self.margin
         for connect, (g_s, g_t) in zip(self.connectors, pair_maps(s.preacts[1:], t.preacts[1:]), strict=True):
             g_s, g_t = same_size(connect(full(g_s)), full(g_t.detach()))
-            side = 2 * (g_t > 0) - 1 + 0 * g_t  # a teacher's NaN is to be seen
+            side = 2 * (g_t > 0) - 1 + 0 * g_t  # + 0 * g_t: a teacher's NaN must not be hidden
             total = total / 2 + (m - side * g_s).relu().square().sum()
         return total * (3 / 1000 / s.logits.shape[0])
 

@@ -1,4 +1,6 @@
-"""What several methods share: precision, unit vectors, pairing of maps, and the layers between two networks."""
+"""Shared by several methods: precision, unit vectors, pairing of maps, layers from one network's features to the
+other's.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -11,50 +13,50 @@ from .base import Batch, Output
 
 
 def full(x: Tensor) -> Tensor:
-    """float32, or float64 where x already is: losses do not run in half precision."""
+    """x in float32, or in float64 if it already is. Losses never run in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def labels_of(s: Output, batch: Batch) -> Tensor:
-    """A label for each row of the outputs: every view of a sample has its label."""
+    """The label of each row of the outputs. All views of a sample share its label."""
     return batch.labels.repeat_interleave(len(s.logits) // len(batch.labels))
 
 
 def beside(network: nn.Module, images: Tensor, s: Output) -> Tensor:
-    """Logits of another network for the images [B, C, H, W] or [B, V, C, H, W], in the student's precision."""
-    half = s.logits.dtype in (torch.float16, torch.bfloat16)  # compute as the loop's networks do
+    """Another network's logits for the images [B, C, H, W] or [B, V, C, H, W], in the student's precision."""
+    half = s.logits.dtype in (torch.float16, torch.bfloat16)  # the same autocast as the loop's
     with torch.autocast(images.device.type, s.logits.dtype if half else None, enabled=half):
         return network(images.flatten(0, 1) if images.dim() == 5 else images)
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x divided by its L2 norm along dim. A zero vector stays zero and its gradient stays of order one.
+    """x divided by its L2 norm along dim. A zero vector stays zero, and its gradient stays of order one.
 
-    F.normalize divides by a floor of 1e-12 there, so that one dead sample sends gradients of 1e12 back.
+    F.normalize divides by at least 1e-12, so one dead sample would send gradients of 1e12 back.
     """
     square = x.square().sum(dim, keepdim=True)
     return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
 
 
 def kl_rows(log_s: Tensor, log_t: Tensor) -> Tensor:
-    """KL(teacher || student) of each row of log-probabilities [B, K], [B]. Finite where these are."""
+    """KL(teacher || student) of each row, [B], from log-probabilities [B, K]. Finite if these are."""
     return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
 
 
 def is_label(z: Tensor, labels: Tensor) -> Tensor:
-    """True at each row's label, [B, K]."""
+    """Mask [B, K]: True at each row's label."""
     return labels.unsqueeze(1) == torch.arange(z.shape[1], device=z.device)
 
 
 def without(z: Tensor, dropped: Tensor) -> Tensor:
-    """Logits whose softmax is 0 where `dropped`; finite, and so are its logarithms."""
+    """Logits whose softmax is 0 where `dropped` is True. They stay finite, and so do their log-probabilities."""
     return z.masked_fill(dropped, torch.finfo(z.dtype).min / 2)
 
 
 def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """x minus its mean along dim, and the sum of squares of that.
+    """x minus its mean along dim, and the sum of squares of the result.
 
-    Where x is constant to within rounding the sum is given as 1, so that nothing is divided by noise.
+    If x is constant to within rounding, the sum is 1, so that nothing is divided by rounding noise.
     """
     d = x - x.mean(dim, keepdim=True)
     square, whole = (y.square().sum(dim, keepdim=True) for y in (d, x))
@@ -63,16 +65,17 @@ def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def standardise(z: Tensor, dim: int = 1, eps: float = 1e-7) -> Tensor:
-    """z with mean 0 and unbiased deviation 1 along dim; eps is added to the deviation."""
+    """z with mean 0 and unbiased deviation 1 along dim. eps is added to the deviation."""
     d, square = centred(full(z), dim)
     return d / ((square / max(z.shape[dim] - 1, 1)).sqrt() + eps)
 
 
 class ClassifierMap:
-    """Finds, in an Output of the network, the map whose mean over space the classifier reads: [B, D, H, W].
+    """Finds the map [B, D, H, W] whose mean over space the classifier reads.
 
-    The last map; where pre-activations follow it (WRN), the ReLU of the last of these; else what the classifier reads
-    itself, as a single cell. part: which maps of an Output it looks at, () or ("feats",) or ("preacts",).
+    It is the last feature map or, in WRN, the ReLU of the last pre-activation. If the classifier reads neither's mean,
+    the pooled features count as a map of one cell. `part` is the field of an Output that was found: ("feats",),
+    ("preacts",) or ().
     """
 
     def __init__(self, o: Output) -> None:
@@ -91,21 +94,21 @@ class ClassifierMap:
 
 
 def classify(head: nn.Linear, f: Tensor) -> Tensor:
-    """The classifier's logits in every cell of a map: [B, D, H, W] -> [B, K, H, W]."""
+    """Applies the classifier to every cell of a map: [B, D, H, W] -> [B, K, H, W]."""
     bias = None if head.bias is None else head.bias.to(f.dtype)
     return F.linear(f.movedim(1, -1), head.weight.to(f.dtype), bias).movedim(-1, 1)
 
 
 def frozen(layer: nn.Module) -> nn.Module:
-    """A copy that does not train."""
+    """A copy whose parameters do not train."""
     return copy.deepcopy(layer).requires_grad_(False)
 
 
 def pair_maps(s: Sequence[Tensor], t: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Student and teacher maps side by side. Networks of unequal depth are paired from the deep end.
+    """Pairs of student and teacher maps. Networks of unequal depth are paired from the deep end.
 
-    The last maps mean the same in any two classifiers, the first need not: a network that has one stage more has
-    it at the front, at a resolution that the other never computes. Raises ValueError where a side has no map.
+    The last maps of two classifiers correspond. An extra stage is at the front, at a resolution that the other network
+    never computes. Raises ValueError if a network has no map.
     """
     n = min(len(s), len(t))
     if n == 0:
@@ -114,7 +117,7 @@ def pair_maps(s: Sequence[Tensor], t: Sequence[Tensor]) -> list[tuple[Tensor, Te
 
 
 def stages(s: Output, t: Output, stem: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """The stage maps of both networks, without the stem unless asked for, paired; the teacher's without a gradient."""
+    """Paired stage maps of both networks; the teacher's are detached. stem: include the stem's maps."""
     first = 0 if stem else 1
     return [(full(f_s), full(f_t.detach())) for f_s, f_t in pair_maps(s.feats[first:], t.feats[first:])]
 
@@ -122,14 +125,14 @@ def stages(s: Output, t: Output, stem: bool = False) -> list[tuple[Tensor, Tenso
 def same_size(
     s: Tensor, t: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor] = F.adaptive_avg_pool2d
 ) -> tuple[Tensor, Tensor]:
-    """Two maps [B, C, H, W] with the larger pooled, by default averaged, to the smaller's height and width."""
+    """Two maps [B, C, H, W]; the larger one is pooled (by default averaged) to the smaller height and width."""
     size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
     s, t = (x if x.shape[2:] == size else pool(x, size) for x in (s, t))
     return s, t
 
 
 class UnitLinear(nn.Linear):
-    """A linear embedding of pooled features, scaled to the unit sphere; any input precision."""
+    """A linear embedding of pooled features onto the unit sphere, for inputs of any precision."""
 
     def __init__(self, width: int, feat_dim: int) -> None:
         super().__init__(width, feat_dim)
@@ -139,7 +142,7 @@ class UnitLinear(nn.Linear):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that uses its running statistics for a single value per channel, where torch raises."""
+    """BatchNorm2d that uses its running statistics if each channel has a single value, where torch raises an error."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == x.shape[1]:
@@ -148,7 +151,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class BatchStatistics(nn.Module):
-    """BatchNorm that keeps no statistics, for relational losses, where each process sees the whole batch."""
+    """BatchNorm without running statistics, for relational losses: there each process sees the whole batch."""
 
     eps = 1e-5
 
@@ -157,17 +160,21 @@ class BatchStatistics(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[1]:  # which torch refuses; a copy changes no statistic
+        if x.numel() == x.shape[1]:  # torch refuses this; a copy does not change the statistics
             return self(x.expand(2, *x.shape[1:]))[:1]
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 class Regressor(nn.Module):
-    """Student map -> a map of the teacher's shape: convolution, BatchNorm, and ReLU where relu is True.
+    """Maps a student map to the teacher's shape: convolution, BatchNorm, and ReLU if `relu`.
 
-    Half the student's size: 3x3, stride 2. Twice: 4x4 transposed, stride 2. Smaller or equal: the unpadded kernel
-    that leaves the teacher's size (1x1 for equal sizes). Otherwise 1x1 at the student's size, and the caller pools
-    the teacher's map (RepDistiller has no rule for this case).
+    The kernel depends on the student's size. Twice the teacher's: 3x3, stride 2. Half: 4x4 transposed, stride 2. Larger
+    or equal: the unpadded kernel that leaves the teacher's size (1x1 for equal sizes). Otherwise 1x1, and the caller
+    pools the teacher's map; RepDistiller has no rule for this case.
+
+    Args:
+        s, t: shapes [B, C, H, W] of the student's and the teacher's map.
+        relu: whether a ReLU follows.
     """
 
     def __init__(self, s: torch.Size, t: torch.Size, relu: bool) -> None:

@@ -1,8 +1,10 @@
 """Paying More Attention to Attention. Zagoruyko, Komodakis, ICLR 2017. https://arxiv.org/abs/1612.03928
 
-Differs, as RepDistiller does: the mean over space of the squared difference, where the paper takes the norm of the
-difference; hence the weight of 1000. Other projects: `--at_p 1 --at_stem -b 30` is the linear variant on all maps,
-`--at_last 2` the two deepest stages alone, as trained on ImageNet.
+sum_l mean((a_s - a_t)^2),  a = q / |q|,  q = mean over channels of F_l^p
+
+As in RepDistiller, squares are averaged over space, where the paper takes the norm; hence the weight of 1000. Other
+projects: `--at_p 1 --at_stem -b 30` is the linear variant on all maps, `--at_last 2` the two deepest stages, as trained
+on ImageNet.
 """
 
 from typing import Annotated
@@ -14,10 +16,17 @@ from .base import Batch, Distiller, Output, Pair, Power, Range
 
 
 class AT(Distiller, name="at", aliases=("attention",)):
-    """Compares maps of where a stage is active: channels raised to at_p and averaged, unit length per sample.
+    """Compares attention maps: channels raised to at_p and averaged, scaled to unit length per sample.
 
-    Sum over the stages. at_p: power to which the channels are raised. at_stem: the stem's map counts too. at_last: only
-    so many of the deepest maps count; 0: all. Raises ValueError where the networks do not return that many.
+    Sums over the stages.
+
+    Args:
+        at_p: power to which the channels are raised.
+        at_stem: include the stem's map.
+        at_last: number of maps, counted from the deepest; 0: all.
+
+    Raises:
+        ValueError: at_last is larger than the number of maps.
     """
 
     weights = (1.0, 0.0, 1000.0)
@@ -44,5 +53,5 @@ class AT(Distiller, name="at", aliases=("attention",)):
         return total
 
     def difference(self, a_s: Tensor, a_t: Tensor) -> Tensor:
-        """Of two stages' attention, [B, H * W] each: a scalar."""
+        """Distance of two attention maps [B, H * W], a scalar."""
         return (a_s - a_t).square().mean()

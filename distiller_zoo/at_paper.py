@@ -1,7 +1,9 @@
 """Paying More Attention to Attention. Zagoruyko, Komodakis, ICLR 2017. https://arxiv.org/abs/1612.03928
 
-The paper's equation, where `at` is the authors' code: norms of differences, not squares. The paper weighs each by half
-of 1000 / (H * W), which is 8 for the last maps of CIFAR's networks; here one weight holds for all stages.
+sum_l |a_s - a_t|_2,  a as in `at`
+
+The paper's equation; `at` is the authors' code. Differs: one weight for all stages, where the paper has half of 1000 /
+(H * W), which is 8 for the last maps of CIFAR's networks.
 """
 
 import torch
@@ -11,7 +13,7 @@ from .at import AT
 
 
 class ATPaper(AT, name="at_paper"):
-    """As `at`, but the L2 norm of the difference, averaged over the batch."""
+    """As `at`, but with the L2 norm of the difference, averaged over the batch."""
 
     weights = (1.0, 0.0, 8.0)
 

@@ -1,4 +1,4 @@
-"""The contract of a method, and the table of methods."""
+"""The base class of the methods, and the registry of their names."""
 
 import difflib
 import inspect
@@ -34,13 +34,13 @@ __all__ = [
 
 
 class Range(NamedTuple):
-    """The numbers that a keyword takes: `ft_k: Annotated[float, Range(float, 0, 16, "(]")] = 0.5`."""
+    """The values that a keyword accepts: `ft_k: Annotated[float, Range(float, 0, 16, "(]")] = 0.5`."""
 
     kind: type  # int or float
     low: float
     high: float
-    ends: str = "[]"  # a round one: that end is no part of it
-    besides: int | None = None  # one more, outside
+    ends: str = "[]"  # a round bracket excludes its end
+    besides: int | None = None  # one more value, outside the range
 
     def __str__(self) -> str:
         low = f"{'' if self.ends[0] == '[' else 'above '}{self.low}"
@@ -49,7 +49,7 @@ class Range(NamedTuple):
         return f"{besides}{'a whole number' if self.kind is int else 'a number'} of {low} {high}"
 
     def check(self, value: Any) -> None:
-        """Raises ValueError for what is no such number."""
+        """Raises ValueError for any other value."""
         kinds = (int,) if self.kind is int else (int, float)
         if type(value) in kinds and value == self.besides:
             return
@@ -59,7 +59,7 @@ class Range(NamedTuple):
             raise ValueError(f"expected {self}, found {value!r}")
 
 
-# beyond these ends a float32 loss vanishes or overflows, or a layer outgrows every memory
+# outside these ranges a float32 loss vanishes or overflows, or a layer needs too much memory
 Temperature = Annotated[float, Range(float, 0.001, 1000)]
 Weight = Annotated[float, Range(float, 0, 10**9)]
 Share = Annotated[float, Range(float, 0, 1)]
@@ -69,52 +69,64 @@ Power = Annotated[int, Range(int, 1, 8)]
 
 
 class Pair(NamedTuple):
-    """What a method may look at when it is built."""
+    """What a method is built from: shapes, networks, labels and the size of the run."""
 
-    s: Output  # student on a dummy batch: read shapes from it
-    t: Output  # teacher likewise; the first one of several; without a teacher the student's, as is `teacher`
+    s: Output  # the student's for a dummy batch: read shapes from it
+    t: Output  # the (first) teacher's; without a teacher this is the student's, and `teacher` the student
     student: nn.Module
     teacher: nn.Module
-    labels: Tensor  # [n_data] of the whole training set
-    batch_size: int = 64  # samples of a step, on all devices together
+    labels: Tensor  # [n_data], of the whole training set
+    batch_size: int = 64  # samples a step, on all devices together
     epochs: int = 240  # of the training
-    anew: Callable[[], nn.Module] | None = None  # gives another student, as it is before any training
+    anew: Callable[[], nn.Module] | None = None  # builds another, untrained student
 
 
 class Distiller(nn.Module):
-    """Base of the methods: `class SP(Distiller, name="sp", aliases=("similarity",))` becomes `--distill sp`.
+    """Base class of the methods. A subclass with `name="mine"` becomes `--distill mine`.
 
-    Keyword-only arguments of a subclass's __init__ become flags of that method; their annotations (int, float, str,
-    bool, Literal[...], Annotated[float, Range(...)]) and defaults are the flags', and `key: meaning.` in the docstring
-    is their help. Building the method raises ValueError for a value that its annotation excludes. Parameters train with
-    the student's, buffers are saved with it.
+    Keyword-only arguments of `__init__` become flags of that method. Annotation (int, float, str, bool, Literal[...],
+    Annotated[float, Range(...)]) and default are the flag's; `key: meaning.` in the class docstring is its help text.
+    The method's parameters train with the student's. Checkpoints hold its parameters and buffers.
+
+    Args:
+        pair: shapes, networks and labels to build the method from.
+
+    Raises:
+        ValueError: a keyword's value is outside its annotation; two methods share a name.
+
+    Example:
+        class LogitL2(Distiller, name="logit_l2"):
+            weights, reads = (1.0, 0.0, 1.0), ()
+
+            def per_sample(self, s, t, batch):
+                return (s.logits - t.logits.detach()).square().mean(1)
     """
 
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
-    weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published r, a, b: used where flags are left out
-    # True: the loss is no mean over samples, or remembers them. Of several processes each then computes it for the
-    # samples of all (see `compared`), and draws any random numbers from a generator of the method's own, as the others.
+    weights: ClassVar[tuple[float, float, float]] = (1.0, 0.0, 1.0)  # published -r, -a, -b: the flags' defaults
+    # True: the loss is not a mean over samples, or it remembers them. Each process then computes it from all-gathered
+    # outputs (see `compared`), and must draw the same random numbers: from a generator of the method's own.
     relational: ClassVar[bool] = False
     init_loss: Callable[[Output, Output, Batch], Tensor] | None = None  # minimised alone for --init_epochs
-    init_runs_student: ClassVar[bool] = True  # False: init_loss reads the teacher alone, and gets it as `s` too
+    init_runs_student: ClassVar[bool] = True  # False: init_loss reads the teacher alone, whose Output is also `s`
     init_epochs: ClassVar[int] = 30  # published
-    init_decay_epochs: ClassVar[tuple[int, ...]] = ()  # published: the initialisation's rate falls after these
-    init_learning_rate: ClassVar[float | None] = None  # published, where it is not the training's
-    temperature: ClassVar[float] = 4.0  # of the KD term that -a weighs, where --kd_T is left out
-    label_all_views: ClassVar[bool] = True  # False: cross entropy and the KD term see the first view of a sample only
+    init_decay_epochs: ClassVar[tuple[int, ...]] = ()  # published: the initialisation's rate decays after these
+    init_learning_rate: ClassVar[float | None] = None  # published; None: the training's
+    temperature: ClassVar[float] = 4.0  # default --kd_T of the KD term (-a)
+    label_all_views: ClassVar[bool] = True  # False: cross entropy and KD see only the first view of a sample
     all_teachers: ClassVar[bool] = False  # True: `t` is a tuple with an Output for each teacher
-    reads: ClassVar[tuple[str, ...]] = ("feats", "preacts")  # the maps of both Outputs that the losses read
-    warm_up: ClassVar[int] = 0  # published: the weight (-b) rises to its full value over so many epochs
-    kd_warm_up: ClassVar[int] = 0  # the same of the KD term beside it (-a); of several methods the first one's holds
-    # False: a step on a GPU cannot be recorded, because it reads a value on the host, has shapes that depend on values,
-    # changes what is no tensor, or draws from a generator that is not its own (an attribute `generator` of a module)
+    reads: ClassVar[tuple[str, ...]] = ("feats", "preacts")  # feature maps of both Outputs that the losses read
+    warm_up: ClassVar[int] = 0  # published: epochs in which the weight (-b) rises to its full value
+    kd_warm_up: ClassVar[int] = 0  # the same for the KD term (-a); of several methods, the first decides
+    # False: no CUDA graph can record the step, because it reads a value on the host, has data-dependent shapes,
+    # changes Python state, or draws from a generator that is not its own (an attribute `generator` of a module)
     capturable: ClassVar[bool] = True
-    one_label: ClassVar[bool] = False  # True: the losses read labels, or what is kept of a sample: not of mixed images
-    standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
-    separate_heads: ClassVar[bool] = False  # True: reads `dist`, and the student in training has this of models.Network
-    follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
-    epoch: int = 1  # set by the loop
+    one_label: ClassVar[bool] = False  # True: the losses read labels or remember samples: no mixup, no cutmix
+    standardisable: ClassVar[bool] = False  # True: --standardise may standardise the logits before this loss
+    separate_heads: ClassVar[bool] = False  # True: reads `dist`, and sets `separate_heads` of the student
+    follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so every epoch needs a new recording
+    epoch: int = 1  # the current one, set by the loop
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -136,45 +148,60 @@ class Distiller(nn.Module):
 
     @classmethod
     def needs_teacher(cls, options: dict[str, Any]) -> bool:
-        """Whether forward reads `t` with these values of its keywords. False: `t` may be None."""
+        """Whether `forward` reads `t` when its keywords have these values. If False, `t` may be None."""
         return True
 
     def views(self, augment: Augment | Views) -> Augment | Views:
-        """The batched augmentation that this method trains on; several views come as [B, V, C, H, W]."""
+        """The batched augmentation to train on. With V views of each sample, images become [B, V, C, H, W]."""
         return augment
 
     def wrap(self, student: nn.Module) -> nn.Module:
-        """The network that is trained, validated and saved."""
+        """The network to train, validate and save in the student's place."""
         return student
 
     def beside(self) -> dict[str, nn.Module]:
-        """Networks of its own whose predictions are saved with the student's, by name."""
+        """The method's own networks whose predictions are saved beside the student's, by name."""
         return {}
 
     def groups(self) -> list[dict[str, Any]]:
-        """Groups of its parameters for the optimiser: {"params": [...]}, where they train differently with "lr_scale"
-        (times the run's rate), "weight_decay", ..."""
+        """Optimiser groups of the method's parameters.
+
+        Returns:
+            Dicts of "params" and, optionally, "lr_scale" (a factor of the run's rate), "weight_decay", ...
+        """
         return [{"params": list(self.parameters())}]
 
     def compared(self, o: Output) -> Output:
-        """What of an Output a relational loss reads; the rest, () or None, need not travel between processes."""
+        """The part of an Output that a relational loss reads. Only this is all-gathered; set the rest to () or None."""
         return o._replace(feats=(), preacts=(), dist=())
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The loss of each row of the outputs, [B]. With this in the place of `forward`, samples can have weights."""
+        """The loss of each row of the outputs, [B]. Write this, not `forward`, if the loss is a mean over samples.
+
+        Then --ea_weights can weight the samples.
+        """
         raise NotImplementedError
 
     def batch_term(self, s: Output, t: Output, batch: Batch) -> Tensor | float:
-        """What a method adds to the mean of `per_sample`, from logits as they are: what is no single sample's."""
+        """A loss of the whole batch, added to the mean of `per_sample`. Its logits are not standardised."""
         return 0.0
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The loss: one scalar, float32 (float64 for float64 inputs)."""
+        """The loss of a batch.
+
+        Args:
+            s: the student's Output, a row for each view of each sample.
+            t: the teacher's Output; a tuple of them if `all_teachers`; None without a teacher.
+            batch: images, labels and sample indices.
+
+        Returns:
+            A scalar, float32 (float64 for float64 inputs).
+        """
         return self.per_sample(s, t, batch).mean() + self.batch_term(s, t, batch)
 
     @classmethod
     def has_per_sample(cls) -> bool:
-        """Whether its loss is a mean of `per_sample`, whose samples may have weights."""
+        """Whether the loss is the mean of `per_sample` (plus `batch_term`), so that samples can be weighted."""
         return cls.per_sample is not Distiller.per_sample and cls.forward is Distiller.forward
 
 
@@ -182,12 +209,12 @@ _methods: dict[str, type[Distiller]] = {}
 
 
 def method_names() -> list[str]:
-    """Names without aliases, in order of registration."""
+    """All names without aliases, in order of registration."""
     return [name for name, cls in _methods.items() if name == cls.name]
 
 
 def find_method(name: str) -> type[Distiller]:
-    """The class behind a name or alias. Raises ValueError, with the near names, where there is none."""
+    """The class for a name or alias. Raises ValueError, listing similar names, if there is none."""
     if name not in _methods:
         near = difflib.get_close_matches(name.lower(), _methods, n=3, cutoff=0.4)
         raise ValueError(f"unknown method {name!r}; near: {', '.join(near or method_names())}")
@@ -195,16 +222,16 @@ def find_method(name: str) -> type[Distiller]:
 
 
 def method_options(cls: type[Distiller]) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a method, which are its flags."""
+    """The keyword-only arguments of a method, which become its flags."""
     parameters = inspect.signature(cls.__init__, eval_str=True).parameters
     return {p.name: p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def method_meanings(cls: type[Distiller]) -> dict[str, str]:
-    """What the docstrings of a method and its bases say of its options, which --help_method shows.
+    """The help texts of a method's options, read from its docstring and those of its base classes.
 
-    They say it as `key: meaning.`, or `key, other: meaning.` of several. A meaning ends with its sentence, at the next
-    such key, or at a blank line.
+    A docstring says `key: meaning.`, or `key, other: meaning.` for several. A meaning ends with its sentence, at the
+    next key, or at a blank line.
     """
     names = "|".join(map(re.escape, method_options(cls))) or "(?!)"
     key = rf"(?<![\w-])(?:(?:{names})(?:, |(?=: )))+: "
@@ -218,7 +245,7 @@ def method_meanings(cls: type[Distiller]) -> dict[str, str]:
 
 
 def check(key: str, value: Any, annotation: Any) -> None:
-    """Raises ValueError where the annotation has a range or a list of values, and the value is none of them."""
+    """Raises ValueError if the annotation has a range or a list of values and excludes this value."""
     kinds = [annotation] if get_origin(annotation) in (Annotated, Literal) else get_args(annotation)
     if value is None and type(None) in kinds:
         return

@@ -1,8 +1,10 @@
 """Correlation Congruence for Knowledge Distillation. Peng et al., ICCV 2019. https://arxiv.org/abs/1904.01802
 
-Differs, as RepDistiller does: not the paper's kernel between all samples, but the product of the differences of
-neighbours in the batch, so the value depends on the batch's order; and the teacher's embedding is trained as well.
-`--cc_kernel` is the paper's form, on embeddings of unit length, with its Gaussian kernel expanded as there.
+sum_i |e_s - e_t|_i . |e_s - e_t|_(i+1) / (B - 1),  e: linear embeddings of the pooled features of sample i
+
+As in RepDistiller, neighbours in the batch are compared, so the value depends on the batch's order, and the teacher's
+embedding is trained too. The paper compares all samples through a kernel: `--cc_kernel` does so, on embeddings of unit
+length, with the paper's expansion of the Gaussian kernel.
 """
 
 import math
@@ -16,11 +18,13 @@ from .base import Batch, Distiller, Output, Pair, Range, Width
 
 
 class CC(Distiller, name="cc", aliases=("correlation",)):
-    """Mean over neighbours of |e_s - e_t| . |e_s - e_t|', with linear embeddings e of the pooled features.
+    """Products of neighbouring samples' embedding differences, or differences between kernels of all samples.
 
-    feat_dim: width of the embeddings. cc_kernel: `none`, or the loss is the norm of the difference of the networks'
-    kernels between all samples, over their number squared. cc_gamma: the factor in the Gaussian kernel exp(-gamma |x -
-    y|^2). cc_order: the highest power in the Gaussian kernel's expansion. The weight is for `none`.
+    Args:
+        feat_dim: width of the embeddings.
+        cc_kernel: `none`, or the loss is the norm of the difference of the networks' kernel matrices, over B^2.
+        cc_gamma: factor in the Gaussian kernel exp(-gamma |x - y|^2).
+        cc_order: highest power in the Gaussian kernel's expansion. The default weight is for `none`.
     """
 
     weights = (1.0, 0.0, 0.02)
@@ -49,12 +53,12 @@ class CC(Distiller, name="cc", aliases=("correlation",)):
         return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)  # a single sample has no neighbour: 0
 
     def kernel_loss(self, e_s: Tensor, e_t: Tensor) -> Tensor:
-        """Of given embeddings [B, feat_dim]."""
+        """The kernels' distance, from embeddings [B, feat_dim]."""
         k_s, k_t = (self.between(e @ e.T) for e in (e_s, e_t))
         return torch.linalg.vector_norm(k_s - k_t) / len(e_s) ** 2  # its gradient at zero is zero
 
     def between(self, dots: Tensor) -> Tensor:
-        """The kernel from the inner products; the Gaussian's holds for vectors of unit length."""
+        """The kernel as a function of inner products. The Gaussian's formula holds for vectors of unit length."""
         if self.kernel == "bilinear":
             return dots
         terms = ((2 * self.gamma) ** p / math.factorial(p) * dots**p for p in range(self.order + 1))

@@ -1,6 +1,9 @@
-"""The contrastive distillation of ExplainableML/FantasticGains (https://arxiv.org/abs/2310.17653 is its paper).
+"""The contrastive distillation of ExplainableML/FantasticGains. Roth et al., ICLR 2024.
+https://arxiv.org/abs/2310.17653
 
-Despite its name a relation between samples: there are no labels, negatives or temperature.
+KL(softmax(h_t h_t') || softmax(h_s h_s')),  h: pooled features of unit length, [B, D]
+
+Despite its name it compares relations between samples: it has no labels, negatives or temperature.
 """
 
 from typing import Literal
@@ -13,15 +16,16 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def log_relations(h: Tensor) -> Tensor:
-    """Log softmax over each row of the cosines between samples, [B, B], the diagonal included."""
+    """Log-softmax over each row of the samples' cosines, [B, B], including the diagonal."""
     h = unit(full(h))
     return F.log_softmax(h @ h.T, dim=1)
 
 
 class CD(Distiller, name="cd"):
-    """KL from the teacher's to the student's relations of pooled features, of any widths.
+    """KL from the teacher's to the student's relations between samples. The feature widths may differ.
 
-    cd_reduce: the `sum` over the batch as in the authors' code, so that its weight grows with the batch, or the `mean`.
+    Args:
+        cd_reduce: `sum` over the batch as in the authors' code, so that a larger batch weighs more, or `mean`.
     """
 
     weights = (0.1, 0.0, 10.0)

@@ -1,4 +1,4 @@
-"""What the options of a run say of its methods."""
+"""What a run's options say about its methods."""
 
 import argparse
 import csv
@@ -18,23 +18,22 @@ from .base import Distiller, find_method, method_meanings
 from .dot import DOT
 from .kd import KD
 
-Flags = dict[str, dict[str, inspect.Parameter]]  # the keywords of each method, by its name
+Flags = dict[str, dict[str, inspect.Parameter]]  # keyword arguments of each method, by its name
 PAIRS = Path(__file__).resolve().parents[1] / "configs" / "cifar100_pairs.csv"
 
 
 @functools.cache
 def published_pairs() -> dict[tuple[str, str, str], dict[str, str]]:
-    """The rows of PAIRS by method, teacher and student; these are `*` where the source has one value for all pairs."""
+    """Rows of PAIRS by method, teacher and student. The networks are `*` if the source has one value for all pairs."""
     with open(PAIRS, newline="") as file:
         return {(row["method"], row["teacher"], row["student"]): row for row in csv.DictReader(file)}
 
 
 def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
-    """Fills in what PAIRS has for the run's networks, where it is left out, and says so in a line.
+    """Fills options that the user left out from the row of PAIRS for the run's networks, and prints what it filled in.
 
-    A row is a method's alone, on CIFAR-100: not beside another one or several teachers, nor with --standardise or
-    --ea_weights. What the user gives stands, and the rest still comes from the row. options.json has all of it, so that
-    a run goes on, and is repeated, with the values that it began with.
+    Rows hold for a single method with one teacher on CIFAR-100, without --standardise or --ea_weights. The user's own
+    values override the row's. options.json records all of them, so a resumed or repeated run uses the same values.
     """
     names = opt.distill + (opt.model_t or [])
     changed = opt.standardise or opt.ea_weights is not None
@@ -54,14 +53,15 @@ def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
     for key, value in vars(parser.parse_args(row["options"].split())).items():
         if key in flags[name] and key not in opt:
             setattr(opt, key, value)
-            said.append(f"--{key}" + ("" if value is True else f" {value:g}" if type(value) is float else f" {value}"))
+            shown = f"{value:g}" if type(value) is float else f"{value}"
+            said.append(f"--{key}" if value is True else f"--{key} {shown}")
     if said:
         pair = f"{names[1]} > {opt.model_s}"
         print(f"weights of {name} for {pair}: {' '.join(said)} ({PAIRS.parent.name}/{PAIRS.name})")
 
 
 def described(names: list[str] | None, flags: Flags) -> str:
-    """What --help_method says of these methods: source, loss, weights and options; None: the names of all `flags`."""
+    """The text of --help_method: source, loss, weights and options of these methods. None: the names of all `flags`."""
     if names is None:
         return "\n".join(textwrap.wrap(", ".join(flags), shutil.get_terminal_size().columns - 2)) + "\n"
     texts = []
@@ -86,23 +86,30 @@ def described(names: list[str] | None, flags: Flags) -> str:
 
 
 def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
-    """Fills in what is published of the methods, for the run's pair of networks where that is known.
+    """Fills in the published values of the methods, for the run's pair of networks if known.
 
-    Returns the keyword values of each method in use. flags: of all methods. Raises UserError for weights that leave
-    nothing, and flags that nothing reads.
+    Args:
+        opt: the run's options, changed in place.
+        flags: options of all methods.
+
+    Returns:
+        The keyword values of each method in use.
+
+    Raises:
+        UserError: all weights are 0, or a flag has no effect.
     """
     methods = [find_method(name) for name in opt.distill]
     opt.distill = [method.name for method in methods]
     take_pair(opt, flags)
     weights = [method.weights for method in methods]
-    # several methods at once: the first one's r and a, each one's b
+    # of several methods: -r and -a of the first, -b of each
     opt.gamma = weights[0][0] if opt.gamma is None else opt.gamma
     opt.alpha = weights[0][1] if opt.alpha is None else opt.alpha
     opt.beta = [b for _, _, b in weights] if opt.beta is None else opt.beta
     if len(opt.beta) != len(methods):
         raise UserError(f"-b: expected a weight for each of {', '.join(opt.distill)}, found {len(opt.beta)}")
     if not (opt.gamma or opt.alpha or any(opt.beta)):
-        raise UserError("-r, -a and -b are all 0: nothing would be trained")
+        raise UserError("-r, -a and -b are all 0: the loss would be 0")
     if opt.init_epochs is None:
         opt.init_epochs = max((m.init_epochs for m in methods if m.init_loss), default=Distiller.init_epochs)
     published = [method.init_learning_rate for method in methods if method.init_learning_rate]
@@ -116,7 +123,10 @@ def settle(opt: argparse.Namespace, flags: Flags) -> dict[str, dict[str, Any]]:
 
 
 def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple[bool, bool]:
-    """Whether the training asks teachers, and whether it or an initialisation does. Raises UserError if it cannot."""
+    """Whether the training needs teachers, and whether the training or an initialisation does.
+
+    Raises UserError for options that exclude each other or have no effect.
+    """
     classes = [find_method(name) for name in opt.distill]
     weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
     initialised = [cls for cls in classes if cls.init_loss]
@@ -136,7 +146,7 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
         if getattr(opt, flag) and not opt.gamma:
             raise UserError(f"--{flag} has no effect: the weight of the cross entropy (-r) is 0")
     if opt.ema is not None and opt.mcl_tau is not None:
-        raise UserError("--ema and --mcl_tau are the same: expected one of them")
+        raise UserError("--ema and --mcl_tau are the same option: expected one of them")
     for flag in ("mixup", "cutmix"):
         if getattr(opt, flag, 0) and (unmixed := [cls.name for cls in weighed if cls.one_label]):
             raise UserError(f"--{flag}: {', '.join(unmixed)} needs one label for each image")
@@ -144,19 +154,19 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
         raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
-            raise UserError(f"--init_epochs 0: nothing of {cls.name} would be left, whose weight (-b) is 0")
+            raise UserError(f"--init_epochs 0: {cls.name} would have no effect, because its weight (-b) is 0")
     if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in weighed)):
-        raise UserError(f"--standardise has no effect: nothing compares logits in --distill {','.join(opt.distill)}")
+        raise UserError(f"--standardise has no effect: --distill {','.join(opt.distill)} does not compare logits")
     if opt.ea_weights is not None:
         whole = ", ".join(cls.name for cls in weighed if not cls.has_per_sample())
         if whole or not (opt.alpha or weighed):
-            reason = f"the loss of {whole} is no mean over samples" if whole else "nothing compares logits"
+            reason = f"the loss of {whole} is not a mean over samples" if whole else "no loss compares logits"
             raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")
     changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
     reading = [cls.name for cls in classes if (cls.reads or cls.separate_heads) and cls.name not in changing]
     if changing and reading:
         what = f"{', '.join(changing)} changes the student's maps and heads, which {', '.join(reading)} reads"
-        raise UserError(f"--distill {','.join(opt.distill)}: {what}: not in one run")
+        raise UserError(f"--distill {','.join(opt.distill)}: cannot be combined: {what}")
     flag, given = named_teachers(opt)
     if not given and asked and opt.test_only is None:
         by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
@@ -166,5 +176,5 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
         if len(given) > 1 and not cls.all_teachers:
             raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
         if opt.cache_teacher and cls.reads:
-            raise UserError(f"--cache_teacher: {cls.name} reads the teacher's maps, which are not kept")
+            raise UserError(f"--cache_teacher: {cls.name} reads the teacher's feature maps, which are not cached")
     return taught, asked

@@ -1,8 +1,8 @@
 """The total loss: gamma * cross entropy + alpha * KD + sum of beta_i * method_i.
 
-With several processes the mean of their losses is the whole batch's, and so is the mean of their gradients, which is
-what DDP takes: a mean over samples is weighed by the process's share of them, a relational loss is computed by each
-process on the outputs of all.
+With several processes (DDP), the mean of their losses, and of their gradients, equals that of the whole batch. A mean
+over samples is multiplied by the process's share of the samples. A relational loss is computed by every process on
+all-gathered outputs.
 """
 
 import functools
@@ -22,14 +22,22 @@ from .kd import KD
 
 
 class Criterion(nn.Module):
-    """Weighted terms by name; a term whose weight is 0 is not computed.
+    """The weighted terms of the loss, by name. A term with weight 0 is not computed.
 
-    Holds what trains beside the student (adapters) and what must be saved with it (banks). With several teachers, KD is
-    the mean of each one's.
+    Holds what trains beside the student (adapters) and what is saved with it (memory banks). With several teachers, KD
+    is the mean over them.
+
+    Args:
+        gamma: weight of the cross entropy (-r).
+        alpha: weight of KD (-a).
+        kd: the KD loss; needed unless alpha is 0.
+        methods: losses by name.
+        betas: weight of each method (-b), in their order.
+        warm_up: epochs in which the betas rise to their full values; overrides the methods' own.
     """
 
-    standardise = False  # set by the script: the methods and KD see logits of mean 0 and deviation 1 over the classes
-    ea_bound: float | None = None  # set by the script: samples weigh by their entropies, of which this is the largest
+    standardise = False  # --standardise: methods and KD see logits of mean 0 and deviation 1 over the classes
+    ea_bound: float | None = None  # --ea_weights: weight samples by their entropies, of which this is the largest
 
     def __init__(
         self,
@@ -45,7 +53,7 @@ class Criterion(nn.Module):
         self.betas, self.warm_up = list(self.full_betas), warm_up
         self.kd = kd
         self.methods = nn.ModuleDict(methods or {})
-        self.label_loss = LabelLoss()  # or what the script sets in its place
+        self.label_loss = LabelLoss()  # the script may replace it
 
     @property
     def has_init(self) -> bool:
@@ -57,9 +65,9 @@ class Criterion(nn.Module):
 
     @property
     def reads(self) -> set[str]:
-        """The maps of the Outputs that `forward` reads."""
-        weighed = zip(self.methods.values(), self.full_betas, strict=True)
-        return {part for method, beta in weighed if beta for part in method.reads}
+        """The feature maps of the Outputs that `forward` reads."""
+        pairs = zip(self.methods.values(), self.full_betas, strict=True)
+        return {part for method, beta in pairs if beta for part in method.reads}
 
     @property
     def init_reads(self) -> set[str]:
@@ -67,21 +75,21 @@ class Criterion(nn.Module):
 
     @property
     def not_capturable(self) -> list[str]:
-        """The methods whose steps cannot be recorded."""
+        """Names of the methods whose steps no CUDA graph can record."""
         return [name for name, method in self.methods.items() if not method.capturable]
 
     def generators(self) -> list[torch.Generator]:
-        """Those that the methods draw from."""
+        """The generators that the methods draw from."""
         found = (getattr(module, "generator", None) for module in self.modules())
         return [generator for generator in found if isinstance(generator, torch.Generator)]
 
     def groups(self) -> list[dict[str, Any]]:
-        """Of the methods' parameters, for the optimiser: those that train differently from the student's."""
+        """Optimiser groups of the methods' parameters that train differently from the student's."""
         groups = (group for method in self.methods.values() for group in method.groups())
         return [group for group in groups if group.keys() != {"params"}]
 
     def set_epoch(self, epoch: int) -> None:
-        """Lets the methods' weights rise as far as they have in that epoch, from 1. `warm_up` goes before their own."""
+        """Sets the warm-up weights of this epoch (from 1). The run's `warm_up` overrides the methods' own."""
 
         def risen(ramp: int) -> float:
             return min(epoch / ramp, 1.0) if ramp else 1.0
@@ -93,12 +101,21 @@ class Criterion(nn.Module):
                 self.alpha = self.full_alpha * risen(method.kd_warm_up if self.warm_up is None else self.warm_up)
 
     def numbers(self) -> tuple[float, ...]:
-        """What a recorded step has as constants."""
+        """The Python numbers that a recorded step holds as constants."""
         epochs = [method.epoch for method in self.methods.values() if method.follows_epoch]
         return self.gamma, self.alpha, *self.betas, *epochs
 
     def forward(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
-        """s: [B, ...] or, of V views, [B * V, ...] with the views of a sample side by side; t: one Output a teacher."""
+        """The weighted terms of the loss.
+
+        Args:
+            s: the student's Output, [B, ...], or [B * V, ...] for V views, those of a sample side by side.
+            t: an Output for each teacher.
+            batch: B samples.
+
+        Returns:
+            A scalar for each term, by name: "ce", "kd", and the methods'.
+        """
         terms = {}
         first_only = not all(method.label_all_views for method in self.methods.values())
         labelled = slice(None, None, len(s.logits) // len(batch.labels) if first_only else 1)
@@ -112,12 +129,12 @@ class Criterion(nn.Module):
         for (name, method), beta in zip(self.methods.items(), self.betas, strict=True):
             if beta:
                 value = over_all(method, functools.partial(self.loss, method), s, t, batch)
-                # -a may have a term of this name already
+                # the KD term (-a) may have this name already
                 terms[name] = beta * value + terms.get(name, 0.0)
         return terms
 
     def loss(self, method: Distiller, s: Output, t: Any, batch: Batch) -> Tensor:
-        """The method's loss with what --standardise and --ea_weights do to it. t: as the method takes it."""
+        """One method's loss with --standardise and --ea_weights applied. t: as the method takes it."""
         s_m, t_m = (self.seen(o) for o in (s, t)) if self.standardise and method.standardisable else (s, t)
         if not method.has_per_sample():
             return method(s_m, t_m, batch)
@@ -127,18 +144,18 @@ class Criterion(nn.Module):
         return each.mean() + method.batch_term(s, t, batch)
 
     def seen(self, o: Any) -> Any:
-        """An Output, several, or None, with standardised logits."""
+        """An Output, a tuple of them, or None, with standardised logits."""
         if isinstance(o, Output):
             return o._replace(logits=standardise(o.logits), dist=tuple(map(standardise, o.dist)))
-        return o and tuple(self.seen(one) for one in o)
+        return None if o is None else tuple(self.seen(one) for one in o)
 
     def init(self, s: Output, t: Sequence[Output], batch: Batch) -> dict[str, Tensor]:
-        """The terms of the initialisation stage, unweighted as in RepDistiller."""
+        """The terms of the initialisation stage. They have no weights, as in RepDistiller."""
         return {name: over_all(m, m.init_loss, s, t, batch) for name, m in self.methods.items() if m.init_loss}
 
 
 def over_all(method: Distiller, loss: Callable[..., Tensor], s: Output, t: Sequence[Output], batch: Batch) -> Tensor:
-    """The loss of a method, for this process's part of the batch or, relational, for all of it."""
+    """A method's loss: of this process's samples, or, if relational, of the whole batch."""
     if batch.whole is None or not method.relational:
         value = loss(s, taught(method, t), batch)
         return value * batch.share if batch.whole else value
@@ -147,5 +164,7 @@ def over_all(method: Distiller, loss: Callable[..., Tensor], s: Output, t: Seque
 
 
 def taught(method: Distiller, t: Sequence[Output]) -> Output | tuple[Output, ...] | None:
-    """What the method takes for `t`."""
-    return tuple(t) if method.all_teachers else t[0] if t else None
+    """`t` as the method takes it."""
+    if method.all_teachers:
+        return tuple(t)
+    return t[0] if t else None

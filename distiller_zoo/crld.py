@@ -1,8 +1,10 @@
 """Cross-View Consistency Regularisation for Knowledge Distillation. Zhang et al., ACM MM 2024.
 https://arxiv.org/abs/2412.16493
 
-Differs: the strong view is torchvision's RandAugment(2, 10) and a hole filled with the mean; the authors' RandAugment,
-FixMatch's, has each operation with probability 1/2 at a random strength, and their hole is black.
+within (KD(w, w) + KD(s, s)) + across (KD(s, w) + KD(w, s)),  KD(student's view, teacher's);  w weak, s strong
+
+Differs: the strong view is torchvision's RandAugment(2, 10) with a hole of the mean colour. The authors use FixMatch's
+RandAugment (each operation with probability 1/2 at a random strength) and a black hole.
 """
 
 from functools import partial
@@ -19,11 +21,15 @@ from .kd import kd_each
 
 
 class CRLD(Distiller, name="crld"):
-    """KD within the weak and the strong view of a sample (crld_within), and from each to the other (crld_across).
+    """KD within each view and across the two views of a sample.
 
-    crld_within: weight of KD within a view. crld_across: weight of KD from one view to the other. crld_T: temperature
-    of both networks' probabilities. Counted where the teacher is sure: of the weak view by 0.9, across by 0.2 of the
-    strong one. Both views are labelled, and -r is the weight of their mean.
+    Both views have cross entropy, and -r weighs its mean. The first pair of terms counts where the teacher's confidence
+    in the weak view is at least 0.9, the second where that in the strong view is at least 0.2.
+
+    Args:
+        crld_within: weight of KD within a view.
+        crld_across: weight of KD from one view to the other.
+        crld_T: temperature of both networks' probabilities.
     """
 
     weights = (2.0, 0.0, 1.0)
@@ -41,7 +47,7 @@ class CRLD(Distiller, name="crld"):
         return WeakAndStrong(augment, partial(RandAugment, magnitude=10), cutout=True)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
+        """s, t: [2 B, ...], with the weak and the strong view of a sample side by side."""
         (weak_s, strong_s), (weak_t, strong_t) = ((z[::2], z[1::2]) for z in (full(s.logits), full(t.logits.detach())))
         keep_weak = F.softmax(weak_t, dim=1).amax(1) >= self.sure_weak
         keep_strong = F.softmax(strong_t, dim=1).amax(1) >= self.sure_strong

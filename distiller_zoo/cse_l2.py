@@ -1,7 +1,9 @@
 """Cross entropy and L2, the first stage of Prime-Aware Adaptive Distillation. Zhang et al., ECCV 2020.
 https://arxiv.org/abs/2008.01458
 
-Differs: pooled features of unequal widths, which the paper does not have, go through a learned linear layer.
+mean((f_s - f_t)^2),  f: pooled features
+
+Differs: if the widths differ, which the paper does not have, the student's features pass a learned linear layer.
 """
 
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def embedding(pair: Pair) -> nn.Module:
-    """The layer that brings the student's pooled features to the teacher's width; none for equal widths."""
+    """A layer from the student's feature width to the teacher's; the identity for equal widths."""
     d_s, d_t = pair.s.pooled.shape[1], pair.t.pooled.shape[1]
     return nn.Identity() if d_s == d_t else nn.Linear(d_s, d_t)
 

@@ -1,8 +1,10 @@
 """Regularizing Class-wise Predictions via Self-knowledge Distillation. Yun et al., CVPR 2020.
 https://arxiv.org/abs/2003.13964
 
-Differs: a sample and its partner are in one batch, of which the BatchNorms take their statistics; the authors pass the
-partners through the network on their own.
+T^2 KL(p(x') || p(x)),  p: the student's softmax(z / T);  x': another sample of x's class, without a gradient
+
+Differs: a sample and its partner share a batch, and so BatchNorm statistics. The authors run the partners through the
+network separately.
 """
 
 from collections.abc import Iterator
@@ -18,9 +20,11 @@ from .kd import kd_loss
 
 
 class Partners(Views):
-    """Every sample beside another one of its class, which may be itself: [B, 2, C, H, W], channels_last.
+    """Each sample beside one of its class (possibly itself): [B, 2, C, H, W], channels_last.
 
-    labels: [n_data]
+    Args:
+        augment: gives the single views.
+        labels: [n_data].
     """
 
     def __init__(self, augment: Augment, labels: Tensor) -> None:
@@ -29,7 +33,7 @@ class Partners(Views):
         self.order, self.size, self.start = self.labels.argsort(stable=True), size, size.cumsum(0) - size
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, columns]: the views of both, and which of its class the partner is."""
+        """[n, columns]: both views, and which sample of the class is the partner."""
         views = [self.augment.draw(n, generator) for _ in range(2)]
         return columns(*views, torch.randint(2**31, (n,), generator=generator))
 
@@ -44,9 +48,12 @@ class Partners(Views):
 
 
 class CSKD(Distiller, name="cskd", aliases=("cs_kd",)):
-    """The student's softened prediction of a sample shall be the one that it makes of another of the class; no teacher.
+    """Matches the student's softened predictions of two samples of a class.
 
-    cskd_T: temperature of both predictions. -b 3 is published for fine-grained classes.
+    No teacher. -b 3 is published for fine-grained classes.
+
+    Args:
+        cskd_T: temperature of both predictions.
     """
 
     weights = (1.0, 0.0, 1.0)

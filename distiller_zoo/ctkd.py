@@ -1,6 +1,8 @@
 """Curriculum Temperature for Knowledge Distillation. Li et al., AAAI 2023. https://arxiv.org/abs/2211.16231
 
-Differs: the global temperature alone, not the one that a network predicts for each sample.
+T^2 KL(p_t || p_s),  p = softmax(z / T),  T = start + range * sigmoid(theta);  theta ascends the loss
+
+Differs: only the global temperature; no network predicts one for each sample.
 """
 
 import math
@@ -14,10 +16,13 @@ from .kd import kd_each
 
 
 class CTKD(Distiller, name="ctkd"):
-    """KD at a temperature that learns to make the loss larger, at first not at all, after ctkd_epochs in full.
+    """KD at a temperature that learns to increase the loss: at first hardly, after ctkd_epochs at full strength.
 
-    ctkd_start: the lowest temperature. ctkd_range: how far the highest temperature lies above the lowest. ctkd_epochs:
-    epochs until the temperature learns in full. ctkd_lr: the temperature's learning rate over the run's.
+    Args:
+        ctkd_start: lowest temperature.
+        ctkd_range: distance from the lowest to the highest temperature.
+        ctkd_epochs: epochs until the temperature learns at full strength.
+        ctkd_lr: the temperature's learning rate, as a factor of the run's.
     """
 
     weights = (0.1, 0.0, 0.9)
@@ -41,12 +46,12 @@ class CTKD(Distiller, name="ctkd"):
         return [{"params": [self.theta], "lr_scale": self.lr}]
 
     @property
-    def follows_epoch(self) -> bool:  # type: ignore[override]  # as long as the strength rises
+    def follows_epoch(self) -> bool:  # type: ignore[override]  # while `reversal` changes
         return self.epoch <= self.epochs
 
     @property
     def reversal(self) -> float:
-        """What the gradient of the temperature is multiplied by: 0 falls to -1."""
+        """Factor of the temperature's gradient: falls from 0 to -1."""
         return (math.cos(math.pi * min(self.epoch / self.epochs, 1.0)) - 1) / 2
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -1,10 +1,11 @@
 """Training Data-Efficient Image Transformers & Distillation through Attention (DeiT). Touvron et al., ICML 2021.
 https://arxiv.org/abs/2012.12877
 
-The teacher trains a token and a head of its own, labels the class token's; tested is the mean of both heads.
+hard: CE(z_dist, argmax z_t);  soft: T^2 KL(p_t || p_dist)
 
-Differs: the soft loss is a mean over samples, as the paper writes it, where the authors' code divides by the number
-of classes too. The weights and the temperature are the paper's; that code's defaults are 0.5 for either loss, and 1.
+The teacher trains a distillation token with its own head, and labels train the class token. Validation uses the mean of
+both heads. Differs: the soft loss is a mean over samples, as in the paper; the authors' code also divides by the number
+of classes. Weights and temperature are the paper's; that code's defaults are 0.5 for either loss, and 1.
 """
 
 import torch.nn.functional as F
@@ -30,18 +31,22 @@ class Distilled(Distiller):
 
 
 class DeiTHard(Distilled, name="deit_hard"):
-    """Cross entropy of the distillation head with the class that the teacher finds likeliest."""
+    """Cross entropy of the distillation head with the teacher's predicted class."""
 
     weights = (0.5, 0.0, 0.5)
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         z_t = full(t.logits.detach())
-        # argmax alone would hide that the teacher says NaN
+        # argmax alone would hide a teacher's NaN
         return F.cross_entropy(full(s.dist[0]), z_t.argmax(1), reduction="none") + 0 * z_t.amax(1)
 
 
 class DeiTSoft(Distilled, name="deit_soft"):
-    """T^2 KL(teacher || distillation head). deit_T: temperature of KD."""
+    """T^2 KL(teacher || distillation head).
+
+    Args:
+        deit_T: temperature of KD.
+    """
 
     weights = (0.9, 0.0, 0.1)
     standardisable = True

@@ -1,6 +1,8 @@
 """Knowledge Distillation from A Stronger Teacher. Huang et al., NeurIPS 2022. https://arxiv.org/abs/2205.10536
 
-Differs: what is constant to within rounding correlates with nothing, and its gradient is of order one.
+T^2 (beta (1 - mean_i corr(p_s[i], p_t[i])) + gamma (1 - mean_k corr(p_s[:, k], p_t[:, k]))),  p = softmax(z / T)
+
+Differs: a row or column that is constant to within rounding has correlation 0, and a gradient of order one.
 """
 
 import torch.nn.functional as F
@@ -11,17 +13,18 @@ from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Pearson's, along dim."""
+    """Pearson's correlation along dim."""
     (x, square_x), (y, square_y) = centred(x, dim), centred(y, dim)
     return (x * y).sum(dim) / ((square_x.sqrt() * square_y.sqrt()).squeeze(dim) + 1e-8)
 
 
 class DIST(Distiller, name="dist"):
-    """Probabilities shall correlate with the teacher's: over the classes of each sample (dist_beta), and over the
-    samples of each class (dist_gamma).
+    """Correlates the networks' probabilities, over the classes of each sample and over the samples of each class.
 
-    dist_beta: weight of the correlation over the classes. dist_gamma: weight of the correlation over the samples.
-    dist_T: temperature of the probabilities.
+    Args:
+        dist_beta: weight of the correlation over the classes.
+        dist_gamma: weight of the correlation over the samples.
+        dist_T: temperature of the probabilities.
     """
 
     weights = (1.0, 0.0, 2.0)

@@ -1,6 +1,8 @@
 """Decoupled Knowledge Distillation. Zhao et al., CVPR 2022. https://arxiv.org/abs/2203.08679
 
-Differs: probabilities stay logarithms, so that a student that is certain has a finite loss and gradient.
+T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)),  b = (p_label, 1 - p_label),  q: p among the other classes
+
+Differs: computed from log-probabilities, so that a student that is certain has a finite loss and gradient.
 """
 
 import torch
@@ -12,7 +14,7 @@ from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def label_and_rest(z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of (p_label, 1 - p_label), [B, 2], and of the probabilities among the other classes, [B, K]."""
+    """Log-probabilities of label and rest, [B, 2], and of the classes other than the label, [B, K]."""
     others = without(z, own)
     label = z.masked_fill(~own, 0.0).sum(1)
     both = torch.stack([label, others.logsumexp(1)], 1)
@@ -20,9 +22,11 @@ def label_and_rest(z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decoupled(z_s: Tensor, z_t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """KL of label against the rest, and KL among the rest, of each sample, [B] each.
+    """For each sample, [B]: KL of label against rest, and KL among the rest.
 
-    z_s, z_t: logits divided by their temperatures, [B, K].
+    Args:
+        z_s, z_t: logits divided by their temperatures, [B, K].
+        labels: [B].
     """
     own = is_label(z_s, labels)
     (pair_s, rest_s), (pair_t, rest_t) = label_and_rest(z_s, own), label_and_rest(z_t, own)
@@ -30,10 +34,12 @@ def decoupled(z_s: Tensor, z_t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 class DKD(Distiller, name="dkd"):
-    """KD in two parts with weights of their own: the label's probability (dkd_alpha), and the others' (dkd_beta).
+    """KD in two parts with separate weights: the label's probability, and the other classes'.
 
-    dkd_alpha: weight of the label's part. dkd_beta: weight of the other classes' part. dkd_T: temperature of both
-    networks' probabilities.
+    Args:
+        dkd_alpha: weight of the label's part.
+        dkd_beta: weight of the other classes' part.
+        dkd_T: temperature of both networks' probabilities.
     """
 
     weights = (1.0, 0.0, 1.0)

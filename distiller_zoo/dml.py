@@ -2,8 +2,7 @@
 
 L_i = CE(z_i, y) + 1 / (K - 1) sum_j KL(p_j || p_i),  for each of K networks
 
-Differs: all networks step at once, each from what the others said before the step; the authors let one step after the
-other.
+Differs: all networks step at once, from predictions made before the step. In the authors' code they step in turn.
 """
 
 from collections.abc import Sequence
@@ -17,15 +16,18 @@ from .kd import kd_loss
 
 
 def mutual(z: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """The mean divergence of a network's prediction from those of the others, which get no gradient: a scalar."""
+    """Mean KL from the other networks' predictions, which get no gradient, to this one's: a scalar."""
     return sum(kd_loss(z, other, 1.0) for other in others) / len(others)
 
 
 class DML(Distiller, name="dml"):
-    """Networks that start from different weights learn together, each from the labels and from the others; no teacher.
+    """Networks with different initial weights learn from the labels and from each other. No teacher.
 
-    dml_peers: how many train beside the student; each is a network as the student. They live in the checkpoint, and
-    --save_predictions keeps theirs too. The term holds their losses as well: leave -b at 1.
+    Checkpoints hold the peers, and --save_predictions saves their predictions. The loss includes the peers' cross
+    entropy, so leave -b at 1.
+
+    Args:
+        dml_peers: number of networks that train beside the student; each is built as the student.
     """
 
     weights = (1.0, 0.0, 1.0)

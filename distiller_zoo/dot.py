@@ -2,7 +2,8 @@
 
 v_task <- (m - delta) v_task + g_task + wd * w,  v_dist <- (m + delta) v_dist + g_dist,  w <- w - lr (v_task + v_dist)
 
-No loss but a rule of descent, for any losses beside the cross entropy: `--dot DELTA`, 0.075 on CIFAR, 0.09 on ImageNet.
+An update rule, not a loss: it works with any losses beside the cross entropy. `--dot DELTA`; 0.075 on CIFAR, 0.09 on
+ImageNet.
 """
 
 import argparse
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from helper.step import WHOLE, Part, Precision, Update
 
-TASK = "ce"  # the term of the labels; all others distil
+TASK = "ce"  # the cross entropy's term; all others distil
 
 
 class DOT(Update):
-    """Gradients of the labels' term and of the others are kept apart, and have momenta of their own; delta 0 is SGD."""
+    """SGD with separate momenta for the gradients of the cross entropy and of the other terms. delta 0 is plain SGD."""
 
     @staticmethod
     def check(opt: argparse.Namespace) -> None:
-        """Raises ValueError for options that it has no rule for."""
+        """Raises ValueError for options that it does not support."""
         ruled_out = {
             "--nesterov": opt.nesterov,
             "--amp fp16": opt.amp == "fp16",
@@ -30,7 +31,7 @@ class DOT(Update):
             "--accumulate": opt.accumulate > 1,
         }
         for flag in [flag for flag, given in ruled_out.items() if given]:
-            raise ValueError(f"has no rule for {flag}")
+            raise ValueError(f"does not support {flag}")
         if not (opt.gamma and (opt.alpha or any(opt.beta))):
             raise ValueError("needs the cross entropy (-r) and a term beside it (-a or -b)")
         if not opt.dot <= opt.momentum <= 1 - opt.dot:

@@ -1,7 +1,9 @@
 """KL distillation with data partitioning: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
 https://arxiv.org/abs/2310.17653
 
-Meant for a student that is trained already (`--path_s`).
+T^2 KL(p_c || p_s),  c: for each sample, a teacher or the student before this training
+
+For a student that is trained already (`--path_s`).
 """
 
 import copy
@@ -18,12 +20,15 @@ from .mt import most_confident
 
 
 class DP(KL, name="dp"):
-    """`kl` towards a teacher or towards the student as it was at the start, chosen for each sample.
+    """`kl` towards a teacher or the initial student, chosen for each sample.
 
-    dp_strategy: `most-conf`, the one that gives the label the higher probability, the old student where equal;
-    `most-conf_u`, any class; `flip-st`, the teacher where only it is right; `flip-t`, the old student where only it
-    is right; `flip-avg`, the mean of both logits where the predictions differ, else the teacher's; `self-dist`, the
-    old student everywhere. Of several teachers each sample's most confident one is asked.
+    Of several teachers, the most confident one counts.
+
+    Args:
+        dp_strategy: `most-conf`, the one with the higher probability for the label, the initial student if equal;
+            `most-conf_u`, the same for any class; `flip-st`, the teacher where only it is right; `flip-t`, the initial
+            student where only it is right; `flip-avg`, the mean of both logits where the predictions differ, else the
+            teacher's; `self-dist`, the initial student everywhere.
     """
 
     one_label = True
@@ -56,7 +61,7 @@ class DP(KL, name="dp"):
         return self.of_logits(s.logits, self.choose(z_start, [x.logits for x in t], labels_of(s, batch))).mean()
 
     def choose(self, z_start: Tensor, teachers: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The logits to learn from, [B, K]."""
+        """The target logits, [B, K]."""
         if self.strategy == "self-dist":
             return z_start
         known = None if self.strategy == "most-conf_u" else labels

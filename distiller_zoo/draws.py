@@ -1,4 +1,4 @@
-"""Random numbers of a method's own, which are saved with it and do not depend on what else draws."""
+"""Random numbers of a method's own. They are saved with it, and do not depend on other draws."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .base import Batch
 
 
 class Draws(nn.Module):
-    """Holds a generator. A recorded step goes on drawing from it, and a checkpoint keeps its state."""
+    """Holds a generator. Recorded steps draw from it, and checkpoints save its state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,16 +20,16 @@ class Draws(nn.Module):
 
     @property
     def generator(self) -> torch.Generator:
-        """On the module's device: made late, because the module moves after it is built."""
+        """The generator, on the module's device. Made at first use, because the module moves after it is built."""
         if self._generator is None or self._generator.device != self.place.device:
             self._generator = torch.Generator(self.place.device)
             self._restore()
         return self._generator
 
     def _restore(self) -> None:
-        """Sets the saved state in the generator that there is: a recorded step goes on drawing from it."""
+        """Sets the saved state in the existing generator, because a recorded step keeps drawing from it."""
         self._generator.manual_seed(self.seed)
-        # A state saved on a CPU does not fit a GPU's generator, which then starts from the seed.
+        # A CPU's state does not fit a GPU's generator, which then starts from the seed.
         if self._state is not None and self._state.numel() == self._generator.get_state().numel():
             self._generator.set_state(self._state)
 
@@ -42,7 +42,10 @@ class Draws(nn.Module):
             self._restore()
 
     def rows(self, f: Tensor, batch: Batch, shape: Sequence[int]) -> Tensor:
-        """Uniform in 0..1 for each row of an output, [len(f), *shape]. A process draws for all, and takes its own."""
+        """Uniform numbers in 0..1 for each row of an output, [len(f), *shape].
+
+        Each process draws those of the whole batch, and takes its own rows.
+        """
         views = len(f) // len(batch.labels)
         u = torch.rand(batch.total * views, *shape, generator=self.generator, device=f.device)
         start = views * sum(batch.whole.sizes[: batch.whole.rank]) if batch.whole else 0

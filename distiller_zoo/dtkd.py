@@ -1,7 +1,9 @@
 """Dynamic Temperature Knowledge Distillation. Wei, Bai, 2024. https://arxiv.org/abs/2404.12711
 
-Differs: probabilities stay logarithms, and a largest logit below 0.01 counts as that, so that no temperature is
-zero or negative. The temperatures are those of the authors' code, by the largest logit.
+alpha T_s T_t KL(softmax(z_t / T_t) || softmax(z_s / T_s)) + beta KD,  T_i = 2 T m_i / (m_s + m_t),  m = max(z)
+
+Differs: computed from log-probabilities; m is at least 0.01, so that temperatures stay positive. The temperatures are
+those of the authors' code, from the largest logit.
 """
 
 import torch.nn.functional as F
@@ -13,10 +15,14 @@ from .kd import kd_each
 
 
 class DTKD(Distiller, name="dtkd"):
-    """KD at each sample's own temperatures, higher for the network that is sharper (dtkd_alpha), beside KD (dtkd_beta).
+    """KD with a temperature for each sample and network, higher for the sharper network, plus plain KD.
 
-    dtkd_alpha: weight of KD at the samples' temperatures. dtkd_beta: weight of KD at the base temperature. dtkd_T: base
-    temperature. The authors take 1 and 0.5 for resnet20, where these differ.
+    The authors use dtkd_alpha 1 and dtkd_beta 0.5 for resnet20, where these differ.
+
+    Args:
+        dtkd_alpha: weight of KD at the samples' temperatures.
+        dtkd_beta: weight of KD at the base temperature.
+        dtkd_T: base temperature.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,4 +1,7 @@
-"""EA-KD: Entropy-based Adaptive Knowledge Distillation. Su et al., ICCV 2025. https://arxiv.org/abs/2311.13621"""
+"""EA-KD: Entropy-based Adaptive Knowledge Distillation. Su et al., ICCV 2025. https://arxiv.org/abs/2311.13621
+
+w T^2 KL(p_t || p_s),  w = (H_t + H_t H_s / bound) / 2,  H: entropy of softmax(z / eakd_entropy_T)
+"""
 
 from typing import Annotated, Literal
 
@@ -11,12 +14,15 @@ from .kd import KD
 
 
 class EAKD(Distiller, name="eakd"):
-    """KD in which a sample weighs more the less certain teacher and student are of it, as with `--ea_weights`.
+    """KD that weights uncertain samples more, as `--ea_weights` does. For `dkd`, use -r 1 -b 1 --warm_up 20.
 
-    eakd_T: temperature of KD. eakd_entropy_T: temperature of the entropies. eakd_bound: the entropy that counts as the
-    largest; the authors' code has 100 here, which leaves the student little say (the logarithm of the number of classes
-    is the largest there is). eakd_form: `kd`, or `dkd`: in two parts as DKD, then -r 1 -b 1 --warm_up 20. eakd_beta: of
-    `dkd`, the weight of the other classes' part.
+    Args:
+        eakd_T: temperature of KD.
+        eakd_entropy_T: temperature of the entropies.
+        eakd_bound: entropy that counts as the largest. The true maximum is the logarithm of the number of classes; the
+            authors' code has 100, so the student has little influence.
+        eakd_form: `kd`, or `dkd`, its two parts.
+        eakd_beta: of `dkd`, weight of the other classes' part.
     """
 
     weights = (0.1, 0.0, 0.9)

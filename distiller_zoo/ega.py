@@ -1,7 +1,9 @@
 """Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment. Ma, Chen, Akata, BMVC 2022.
 https://arxiv.org/abs/2211.13264
 
-Differs: pooled features of unequal widths go through a learned linear layer; a constant row correlates with nothing.
+node |C_ts - I| + edge |C_tt - C_ss|,  C_ab: correlations [B, B] of the samples' features in networks a and b
+
+Differs: if the widths differ, the student's features pass a learned linear layer; a constant row has correlation 0.
 """
 
 import torch
@@ -13,12 +15,14 @@ from .cse_l2 import embedding
 
 
 class EGA(Distiller, name="ega"):
-    """Correlations between the samples' features: the student's with the teacher's are the identity (ega_node), and
-    among themselves the student's are the teacher's (ega_edge).
+    """Matches each sample's student feature to its teacher feature, and the samples' correlations in both networks.
 
-    ega_node: weight of the correlations with the teacher's features. ega_edge: weight of the correlations among the
-    student's features. -b 1, ega_node 0.8 and ega_edge 0.3 or 0.24 are the authors', for CLIP teachers; 1 and 0.3 are
-    their loss's own.
+    The authors use -b 1, ega_node 0.8 and ega_edge 0.3 or 0.24 for CLIP teachers; their loss's own defaults are 1 and
+    0.3.
+
+    Args:
+        ega_node: weight of the correlations with the teacher's features.
+        ega_edge: weight of the correlations among the student's features.
     """
 
     weights = (1.0, 0.0, 1.0)

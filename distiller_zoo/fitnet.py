@@ -1,7 +1,9 @@
 """FitNets: Hints for Thin Deep Nets. Romero et al., ICLR 2015. https://arxiv.org/abs/1412.6550
 
-Differs, as RepDistiller does: the hint is learned together with the labels instead of in a stage of its own, and the
-regressor ends in BatchNorm and ReLU, although a teacher map without a ReLU (WRN) has negative values too.
+mean((r(F_s) - F_t)^2),  r: learned regressor
+
+As in RepDistiller, the hint is learned together with the labels instead of in its own stage. The regressor ends in
+BatchNorm and ReLU, although a teacher map without a ReLU (WRN) also has negative values.
 """
 
 from typing import Annotated
@@ -14,10 +16,13 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 class FitNet(Distiller, name="fitnet", aliases=("hint",)):
-    """Mean squared error between the regressed student map and the teacher's, both feats[hint_layer].
+    """Mean squared error between the regressed student map and the teacher's.
 
-    hint_layer: the map that is compared: 0 is the stem's, n that of stage n. Raises ValueError where a network has no
-    such map.
+    Args:
+        hint_layer: index of the map in `feats`: 0 is the stem's, n that of stage n.
+
+    Raises:
+        ValueError: a network does not have this map.
     """
 
     weights = (1.0, 0.0, 100.0)

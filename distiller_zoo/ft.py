@@ -1,8 +1,10 @@
 """Paraphrasing Complex Network: Network Compression via Factor Transfer. Kim, Park, Kwak, NeurIPS 2018.
 https://arxiv.org/abs/1802.04977
 
-Differs, as RepDistiller does: factors are averaged over their channels before they are compared (the paper compares
-whole factors), and the paraphraser has no BatchNorm. Its rate of 0.01 is RepDistiller's for ResNet and WRN students.
+mean(|a_s - a_t|^p2),  a = q / |q|,  q = mean over channels of u^p1,  u_s = translator(F_s),  u_t = paraphraser(F_t)
+
+As in RepDistiller, factors u are averaged over their channels (the paper compares whole factors), the paraphraser has
+no BatchNorm, and its learning rate is 0.01, for ResNet and WRN students.
 """
 
 from typing import Annotated
@@ -18,7 +20,7 @@ Ratio = Annotated[float, Range(float, 0, 16, "(]")]
 
 
 def chain(conv: type[nn.Module], widths: list[int], norm: bool) -> nn.Sequential:
-    """3x3 convolutions from width to width, each with BatchNorm if norm, and LeakyReLU."""
+    """3x3 convolutions of these widths, each followed by BatchNorm (if norm) and LeakyReLU."""
     layers: list[nn.Module] = []
     for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
         layers += [conv(c_in, c_out, 3, padding=1), *([BatchNorm(c_out)] if norm else []), nn.LeakyReLU(0.1)]
@@ -26,10 +28,15 @@ def chain(conv: type[nn.Module], widths: list[int], norm: bool) -> nn.Sequential
 
 
 class FT(Distiller, name="ft", aliases=("factor",)):
-    """A translator of the student's last map imitates the teacher's factor, which a pre-trained paraphraser gives.
+    """A translator of the student's last map imitates the teacher's factor, from a pre-trained paraphraser.
 
-    ft_k: channels of a factor over those of the teacher's map. ft_p1: power of a factor, before its channels are
-    averaged. ft_p2: power of the differences. Raises ValueError where ft_k leaves no channel.
+    Args:
+        ft_k: channels of a factor, as a share of the teacher's.
+        ft_p1: power of a factor, before its channels are averaged.
+        ft_p2: power of the differences.
+
+    Raises:
+        ValueError: ft_k leaves no channel.
     """
 
     weights = (1.0, 0.0, 200.0)
@@ -50,7 +57,7 @@ class FT(Distiller, name="ft", aliases=("factor",)):
         self.decoder = chain(nn.ConvTranspose2d, [k, k, c_t, c_t], norm=False)
 
     def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The paraphraser (encoder, decoder) learns to reconstruct the teacher's map; the student takes no part."""
+        """Trains the paraphraser (encoder and decoder) to reconstruct the teacher's map. The student is not used."""
         f_t = full(t.feats[-1].detach())
         return F.mse_loss(self.decoder(self.encoder(f_t)), f_t)
 

@@ -1,8 +1,10 @@
 """Paraphrasing Complex Network: Network Compression via Factor Transfer. Kim, Park, Kwak, NeurIPS 2018.
 https://arxiv.org/abs/1802.04977
 
-The paper's comparison of whole factors, where `ft` averages them over channels; as torchdistill trains it on ImageNet:
-no BatchNorm in translator and paraphraser, and one epoch for the latter.
+mean |a_s - a_t|,  a = u / |u|,  u: all values of a factor
+
+The paper's comparison of whole factors; `ft` averages them over channels. As torchdistill trains it on ImageNet: no
+BatchNorm in translator and paraphraser, and one epoch for the latter.
 """
 
 from typing import Literal
@@ -17,9 +19,10 @@ from .ft import FT, Ratio
 
 
 class FTFlat(FT, name="ft_flat"):
-    """As `ft`, but factors are flattened over channels and space to unit length before they are compared.
+    """As `ft`, but each factor is flattened over channels and space, and scaled to unit length.
 
-    ft_flat_norm: `l1` is the mean absolute difference of all elements, `l2` the mean distance of the samples.
+    Args:
+        ft_flat_norm: `l1`, the mean absolute difference of all elements, or `l2`, the samples' mean distance.
     """
 
     weights = (1.0, 0.0, 1000.0)

@@ -1,4 +1,6 @@
-"""Outputs of all processes, for losses that compare samples. Each process has run the networks on its own part."""
+"""All-gather of the outputs, for losses that compare samples. Each process has run the networks on its own part of the
+batch.
+"""
 
 import torch
 import torch.distributed as dist
@@ -8,14 +10,17 @@ from .base import Output, Shared
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, in order. Every process computes the same loss from them, so that the gradient of its own
-    rows is there already; times the number of processes, because DDP will divide by it."""
+    """All-gather of rows, in order of rank.
+
+    Every process computes the same loss from all rows, so the gradient of its own rows needs no reduction. It is
+    multiplied by the world size, because DDP will divide by it.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, sizes: list[int], rank: int) -> Tensor:
         start = sum(sizes[:rank])
         ctx.rows, ctx.world = slice(start, start + sizes[rank]), len(sizes)
-        padded = x.new_zeros(max(sizes), *x.shape[1:])  # processes exchange equal shapes
+        padded = x.new_zeros(max(sizes), *x.shape[1:])  # all_gather needs equal shapes
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
@@ -27,7 +32,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(output: Output, whole: Shared) -> Output:
-    """The Output for the whole batch; views of a sample stay side by side. What is None stays None."""
+    """The Output of the whole batch. Views of a sample stay side by side; None stays None."""
     views = len(output.logits) // whole.sizes[whole.rank]
     sizes = [n * views for n in whole.sizes]
 

@@ -1,7 +1,8 @@
 """Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531
 
-Cross entropy with softened targets, as the paper writes it: KD's gradient, a value that is larger by the teacher's
-entropy.
+-T^2 sum_k p_t log p_s,  p = softmax(z / T)
+
+Cross entropy with soft targets, as in the paper. It has KD's gradient, and exceeds KD by the teacher's entropy.
 """
 
 import torch.nn.functional as F
@@ -12,9 +13,10 @@ from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 class Hinton(Distiller, name="hinton"):
-    """T^2 times the cross entropy of the student under the teacher's softened probabilities, a mean over the batch.
+    """T^2 times the cross entropy with the teacher's softened probabilities, averaged over the batch.
 
-    kd_T: temperature of both networks' probabilities.
+    Args:
+        kd_T: temperature of both networks' probabilities.
     """
 
     weights = (0.5, 0.0, 0.5)

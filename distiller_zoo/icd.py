@@ -1,5 +1,7 @@
 """DCD: Discriminative and Consistent Representation Distillation. Giakoumoglou, Stathaki, 2024.
 https://arxiv.org/abs/2407.11802 (first titled Invariant Consistency for Knowledge Distillation: ICD)
+
+-mean_i log R_ii + alpha KL(C' || R),  R, C: softmax of e_s e_t' exp(tau) + b over rows, over columns
 """
 
 import torch
@@ -11,12 +13,15 @@ from .base import Batch, Distiller, Output, Pair, Temperature, Weight, Width
 
 
 class ICD(Distiller, name="icd", aliases=("dcd",)):
-    """Each student embedding must find its own teacher embedding in the batch (contrast), and the similarities must
-    read alike from both sides (consistency, weight icd_alpha).
+    """Each student embedding finds its own teacher embedding in the batch (contrast), and similarities agree from both
+    sides (consistency).
 
-    feat_dim: width of the embeddings. icd_alpha: weight of the consistency. icd_trainable: the scale exp(tau) of the
-    similarities, at most max_tau, is learned. nce_t: the scale where none is learned, as in the authors' code. The bias
-    b cancels in both softmaxes: it never trains, and is kept as the authors have it.
+    Args:
+        feat_dim: width of the embeddings.
+        icd_alpha: weight of the consistency.
+        icd_trainable: learn the scale exp(tau) of the similarities, at most max_tau.
+        nce_t: the scale if it is not learned, as in the authors' code. The bias b cancels in both softmaxes and never
+            trains; it is there because the authors have it.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,7 +1,9 @@
 """Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation. Liu et al., ICCV 2021.
 https://arxiv.org/abs/2202.03680
 
-Differs: the form for classification alone, on the last maps. A channel that is zero has no correlation.
+sum |G_s - G_t|^2 / (C B^2),  G = F F' of each sample, [C, C], with rows of unit length
+
+Differs: only the form for classification, on the last maps. A channel that is zero has no correlation.
 """
 
 from torch import Tensor, nn
@@ -11,15 +13,15 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def correlations(f: Tensor) -> Tensor:
-    """Inner products of the channels of each sample, [B, C, C], each row of unit length."""
+    """Inner products of each sample's channels, [B, C, C], with rows of unit length."""
     rows = f.flatten(2)
     return unit(rows @ rows.mT)
 
 
 class ICKD(Distiller, name="ickd"):
-    """The channels of a map shall be alike as the teacher's are; a convolution brings the student to its number.
+    """Matches the correlations between channels. A convolution maps the student to the teacher's number of channels.
 
-    -r 1 -a 0 -b 2.5 is the authors' command for resnet8x4, and -a 1 that with KD.
+    The authors' command for resnet8x4 is -r 1 -a 0 -b 2.5, or -a 1 with KD.
     """
 
     weights = (1.0, 0.0, 2.5)
@@ -36,5 +38,5 @@ class ICKD(Distiller, name="ickd"):
 
     @staticmethod
     def distance(f_s: Tensor, f_t: Tensor) -> Tensor:
-        """Squared, by channels and twice by samples, as the authors divide."""
+        """Squared distance, divided by the channels and twice by the samples, as in the authors' code."""
         return (correlations(f_s) - correlations(f_t)).square().sum() / (f_s.shape[1] * len(f_s) ** 2)

@@ -1,6 +1,9 @@
 """Information Theoretic Representation Distillation. Miles, Lopez-Rodriguez, Mikolajczyk, BMVC 2022.
 https://arxiv.org/abs/2112.00459
 
+corr log2 sum_d |c_d - 1|^(2 alpha) + mutual (|A_s|^2 - |A_st|^2),  c_d: correlation of feature d over the batch;
+A: Gram matrices of the samples scaled to trace 1, of the student, and multiplied by the teacher's
+
 Differs: features that are constant over the batch, and networks that agree, have a defined value and gradient.
 """
 
@@ -19,12 +22,15 @@ def of_trace_one(gram: Tensor) -> Tensor:
 
 
 class ITRD(Distiller, name="itrd"):
-    """Each pooled feature shall correlate with the teacher's over the batch (itrd_corr), and the samples shall be alike
-    as they are to the teacher (itrd_mutual, an estimate of mutual information).
+    """Correlates each pooled feature with the teacher's, and matches the samples' similarities (an estimate of mutual
+    information).
 
-    itrd_corr: weight of the features' correlation. itrd_mutual: weight of the samples' mutual information. itrd_alpha:
-    power of each feature's distance from a correlation of 1. The defaults are the authors' command for WRN; their
-    program's own are 0.05 and itrd_alpha 1.5.
+    The defaults are the authors' command for WRN; their program's own are itrd_corr 0.05 and itrd_alpha 1.5.
+
+    Args:
+        itrd_corr: weight of the features' correlation.
+        itrd_mutual: weight of the samples' mutual information.
+        itrd_alpha: power of each feature's distance from a correlation of 1.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,6 +1,8 @@
 """Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531
 
-Differs: softened KL with the teacher's entropy subtracted (the gradient is that of the paper's cross entropy).
+T^2 KL(p_t || p_s),  p = softmax(z / T)
+
+Differs: the teacher's entropy is subtracted. The gradient is that of the paper's cross entropy.
 """
 
 import torch.nn.functional as F
@@ -11,15 +13,17 @@ from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 def kd_each(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
-    """T^2 KL(teacher || student) at temperature T of each sample, [B], summed over classes.
+    """T^2 KL(teacher || student) at temperature T for each sample, [B], summed over classes.
 
-    z_s, z_t: logits [B, K]. No gradient reaches z_t.
+    Args:
+        z_s, z_t: logits [B, K]. No gradient reaches z_t.
+        T: temperature.
     """
     return _elements(z_s, z_t, T).sum(1) * T**2
 
 
 def kd_loss(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
-    """The batch's mean of kd_each. Averaging over classes too would be K times weaker."""
+    """The mean of kd_each over the batch. Averaging over classes too would make it K times weaker."""
     return _elements(z_s, z_t, T).sum() / len(z_s) * T**2
 
 
@@ -30,9 +34,10 @@ def _elements(z_s: Tensor, z_t: Tensor, T: float) -> Tensor:
 
 
 class KD(Distiller, name="kd"):
-    """The loop's own KD term (alpha) is this loss, so the published weights leave beta at 0.
+    """KD. The loop has this loss as its own term (-a), so the published -b is 0.
 
-    kd_T: temperature of both networks' probabilities.
+    Args:
+        kd_T: temperature of both networks' probabilities.
     """
 
     weights = (0.1, 0.9, 0.0)

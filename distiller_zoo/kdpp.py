@@ -1,9 +1,11 @@
 """Improving Knowledge Distillation via Regularizing Feature Norm and Direction (KD++). Wang et al., ECCV 2024.
 https://arxiv.org/abs/2305.17007
 
-Differs: the teacher's class means are those of all views seen so far, kept beside the student, where the authors pass
-over the training set before; the KD term (-a) rises over 20 epochs that count from 1 (theirs from 0, so that the first
-has none); unequal widths have a linear layer.
+1 - mean(f_s . c_y / max(|f_s|, |f_t|)),  c_y: the teacher's mean feature of class y, of unit length
+
+Differs: class means are over all views seen so far; the authors compute them over the training set in advance. KD (-a)
+rises over 20 epochs counted from 1, theirs from 0, so that their first epoch has none. If the widths differ, the
+student's features pass a linear layer.
 """
 
 import torch
@@ -15,7 +17,7 @@ from .cse_l2 import embedding
 
 
 class KDPP(Distiller, name="kdpp"):
-    """Pooled features shall point where the teacher's mean of their class does, and be no shorter than the teacher's.
+    """Aligns pooled features with the teacher's class means, and makes them no shorter than the teacher's.
 
     The published weights are resnet8x4's; configs/cifar100_pairs.csv has those of other pairs.
     """
@@ -30,7 +32,7 @@ class KDPP(Distiller, name="kdpp"):
         super().__init__(pair)
         classes, width = pair.t.logits.shape[1], pair.t.pooled.shape[1]
         self.embed = embedding(pair)
-        self.register_buffer("sums", torch.zeros(classes, width))  # of the teacher's features, by class
+        self.register_buffer("sums", torch.zeros(classes, width))  # sums of the teacher's features of each class
         self.register_buffer("counts", torch.zeros(classes, 1))
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -1,9 +1,11 @@
 """Self-supervised Knowledge Distillation Using Singular Value Decomposition. Lee, Kim, Song, ECCV 2018.
 https://arxiv.org/abs/1807.06819
 
-Differs: the sign of a singular vector, which the loss depends on and a decomposition leaves open, is fixed by a
-positive sum (the leading one of a map behind a ReLU has no negative entry); gradients are the first-order change of
-the vectors with damped gaps, so that equal singular values give no NaN. torch.linalg.eigh synchronises on a GPU.
+sum_l |R_s - R_t|^2,  R = exp(-(u - v)^2 / 8) for all entries u of stage l's and v of stage l - 1's singular vectors
+
+Differs: singular vectors have a positive sum, because the loss depends on their sign, and a decomposition leaves it
+open (behind a ReLU the leading vector has no negative entry). Gradients are the first-order change of the vectors with
+damped gaps, so that equal singular values give no NaN. torch.linalg.eigh synchronises on a GPU.
 """
 
 import torch
@@ -14,15 +16,18 @@ from .base import Batch, Count, Distiller, Output, Pair
 
 
 class KDSVD(Distiller, name="kdsvd"):
-    """Compares how the leading kdsvd_k patterns of each stage relate to the stage before.
+    """Compares how the leading singular vectors of each stage relate to those of the previous stage.
 
-    kdsvd_k: patterns of each stage. kdsvd_rows: a sample's matrix is [channels * height, width], as in mdistiller, in
-    the place of [places, channels]. Raises ValueError where the second size differs between the networks, or there are
-    fewer than two stages.
+    Args:
+        kdsvd_k: number of singular vectors of each stage.
+        kdsvd_rows: a sample's matrix is [channels * height, width], as in mdistiller, instead of [places, channels].
+
+    Raises:
+        ValueError: the matrices' second sizes differ between the networks, or there are fewer than two stages.
     """
 
     reads = ("feats",)
-    capturable = False  # eigh reads on the host whether it has converged
+    capturable = False  # eigh checks on the host whether it has converged
 
     def __init__(self, pair: Pair, *, kdsvd_k: Count = 1, kdsvd_rows: bool = False) -> None:
         super().__init__(pair)
@@ -51,12 +56,12 @@ class KDSVD(Distiller, name="kdsvd"):
         return f.flatten(1, 2) if self.rows else f.flatten(2).mT
 
     def orient(self, v: Tensor) -> Tensor:
-        """Fixes the signs of the teacher's vectors [B, n, k]."""
+        """Fixes the signs of the teacher's singular vectors [B, n, k]."""
         return torch.where(v.sum(1, keepdim=True) < 0, -v, v)
 
 
 def relation(a: Tensor, b: Tensor) -> Tensor:
-    """Radial basis function of the entries' differences, [B, n_a, n_b, k]."""
+    """Radial basis function of all differences of entries, [B, n_a, n_b, k]."""
     return ((a.unsqueeze(2) - b.unsqueeze(1)).square() / -8).exp()
 
 
@@ -64,7 +69,7 @@ def decompose(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values [B, m] and right singular vectors [B, n, m] of x [B, r, n], largest first."""
     wide = x.shape[2] > x.shape[1]
     product = x @ x.mT if wide else x.mT @ x
-    square, v = torch.linalg.eigh(product.nan_to_num(0, 0, 0))  # it raises for what the loss is to show:
+    square, v = torch.linalg.eigh(product.nan_to_num(0, 0, 0))  # eigh would raise for NaN; the loss becomes NaN:
     square = square + 0 * product.diagonal(dim1=1, dim2=2)
     if wide:
         v = unit(x.mT @ v, dim=1)
@@ -79,7 +84,9 @@ def vectors(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def follow(x: Tensor, target: Tensor, count: int) -> Tensor:
-    """For each target [B, n, k] the likest of x's count leading right singular vectors, its sign turned to fit."""
+    """For each target [B, n, k], the most similar of x's `count` leading right singular vectors, with the target's
+    sign.
+    """
     with torch.no_grad():
         square, v = decompose(x)
         pick = (v[:, :, :count].mT @ target).abs().argmax(dim=1, keepdim=True)

@@ -1,7 +1,9 @@
 """KL distillation between trained networks: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
 https://arxiv.org/abs/2310.17653
 
-Meant for a student that is trained already (`--path_s`): no labels, temperature 1, a small learning rate.
+T^2 KL(p_t || p_s),  p = softmax(z / T) over the teacher's k likeliest classes
+
+For a student that is trained already (`--path_s`): no labels, temperature 1, a small learning rate.
 """
 
 from typing import Annotated
@@ -11,13 +13,15 @@ from torch import Tensor
 from .base import Batch, Distiller, Output, Pair, Range, Temperature
 from .kd import kd_each
 
-Classes = Annotated[int, Range(int, 2, 2**24, besides=0)]  # of a single one the probability is 1 in both networks
+Classes = Annotated[int, Range(int, 2, 2**24, besides=0)]  # a single class would have probability 1 in both networks
 
 
 class KL(Distiller, name="kl"):
-    """KD on the classes that the teacher holds likeliest for each sample.
+    """KD on the classes that the teacher finds likeliest for each sample.
 
-    kl_T: temperature of both networks' probabilities. kl_k: how many classes; 0, or more than there are: all.
+    Args:
+        kl_T: temperature of both networks' probabilities.
+        kl_k: number of classes; 0, or more than the data set has: all.
     """
 
     weights = (0.0, 0.0, 1.0)

@@ -1,7 +1,9 @@
 """Logit Standardization in Knowledge Distillation. Sun et al., CVPR 2024. https://arxiv.org/abs/2403.01427
 
-`--standardise` does the same in front of any other method and of the KD term. Differs: logits that are constant to
-within rounding become zeros.
+T^2 KL(p_t || p_s),  p = softmax(Z / T),  Z = (z - mean(z)) / std(z) over the classes
+
+Differs: logits that are constant to within rounding become zeros. `--standardise` standardises them for any other
+method and for KD.
 """
 
 from torch import Tensor
@@ -12,11 +14,11 @@ from .kd import KD, kd_each
 
 
 class LSKD(KD, name="lskd", aliases=("kd_ls",)):
-    """KD between logits that have mean 0 and deviation 1 over the classes; only the labels fix the student's scale."""
+    """KD between standardised logits. Only the cross entropy fixes the scale of the student's logits."""
 
     weights = (0.1, 0.0, 9.0)
     temperature = 2.0
-    standardisable = False  # they are already
+    standardisable = False  # the logits are standardised already
 
     def __init__(self, pair: Pair, *, kd_T: Temperature = 2.0) -> None:
         super().__init__(pair, kd_T=kd_T)

@@ -1,5 +1,7 @@
 """LumiNet: Perception-Driven Knowledge Distillation via Statistical Logit Calibration. Hossain et al., 2023.
 https://arxiv.org/abs/2310.03669
+
+alpha^2 KL(p_t || p_s),  p = softmax(Z / T),  Z = (z - mean(z)) / std(z) of each class over the batch
 """
 
 import torch.nn.functional as F
@@ -10,16 +12,19 @@ from .base import Batch, Distiller, Output, Pair, Temperature, Weight
 
 
 def perceived(z: Tensor) -> Tensor:
-    """Logits with mean 0 and deviation 1 of each class over the batch."""
+    """Logits standardised to mean 0 and deviation 1, each class over the batch."""
     d = z - z.mean(0)
     return d * (d.square().mean(0) + 1e-5).rsqrt()
 
 
 class LumiNet(Distiller, name="luminet"):
-    """KD between logits that are standardised over the samples, class by class. The square of luminet_alpha weighs it.
+    """KD between logits that are standardised over the samples, class by class.
 
-    luminet_alpha: square root of the loss's weight. luminet_T: temperature of both networks' probabilities. The
-    defaults are resnet8x4's; -r 1 --luminet_alpha 75 --luminet_T 8 is for wrn_40_1, 70 and 8 for vgg8.
+    The defaults are resnet8x4's. Use -r 1 --luminet_alpha 75 --luminet_T 8 for wrn_40_1, 70 and 8 for vgg8.
+
+    Args:
+        luminet_alpha: square root of the loss's weight.
+        luminet_T: temperature of both networks' probabilities.
     """
 
     weights = (2.0, 0.0, 1.0)

@@ -1,6 +1,8 @@
 """Masked Generative Distillation. Yang et al., ECCV 2022. https://arxiv.org/abs/2205.01529
 
-Differs: where the maps differ in size, the larger is average-pooled; the authors require equal sizes.
+|generate(M * F_s) - F_t|^2,  M: random mask
+
+Differs: maps of unequal size are average-pooled to the smaller one; the authors require equal sizes.
 """
 
 from typing import Annotated, Literal
@@ -13,10 +15,13 @@ from .draws import Draws
 
 
 class MGD(Distiller, name="mgd"):
-    """From the student's last map, partly hidden, the teacher's is generated: squared error, a sum over each sample.
+    """Generates the teacher's last map from the student's masked one. Squared error, summed over each sample's map.
 
-    mgd_mask: what is hidden: whole channels (`cls`, classification), or positions (`det`, detection: mgd_share 0.65 -b
-    2e-5). mgd_share: the probability that a channel or position is hidden. The published weight is for ImageNet's maps.
+    The published weight is for ImageNet's maps; for `det` use mgd_share 0.65 and -b 2e-5.
+
+    Args:
+        mgd_mask: what is masked: channels (`cls`, classification) or positions (`det`, detection).
+        mgd_share: probability that a channel or position is masked.
     """
 
     weights = (1.0, 0.0, 7e-5)
@@ -42,5 +47,5 @@ class MGD(Distiller, name="mgd"):
         return self.generated(f_s, f_t, self.draws.rows(f_s, batch, shape) >= self.share)
 
     def generated(self, f_s: Tensor, f_t: Tensor, visible: Tensor) -> Tensor:
-        """visible: [B, C, 1, 1] or [B, 1, H, W]."""
+        """The loss. visible: [B, C, 1, 1] or [B, 1, H, W], False where masked."""
         return (self.generation(self.align(f_s) * visible) - f_t).square().sum() / len(f_s)

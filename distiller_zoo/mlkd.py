@@ -1,10 +1,11 @@
 """Multi-level Logit Distillation. Jin, Wang, Lin, CVPR 2023.
 https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
 
-Differs: the RandAugment(2, 10) of the strong view is torchvision's, of which the operations and strengths are not quite
-the authors'. As in their code, the share of samples, and of classes, that the teacher is less sure of than of the
-median one is a factor of a batch's loss, in the place of a choice among them, and the strong view has three of the five
-temperatures.
+sum_T KD_T + |P_t P_t' - P_s P_s'|^2 / B + |P_t' P_t - P_s' P_s|^2 / K,  P: probabilities [B, K] at temperature T
+
+Differs: the strong view is torchvision's RandAugment(2, 10), whose operations and strengths differ slightly from the
+authors'. As in their code, the share of samples (of classes) that are not above the median confidence multiplies the
+whole batch's loss, instead of selecting samples, and the strong view has three of the five temperatures.
 """
 
 from functools import partial
@@ -22,26 +23,26 @@ from .kd import kd_each
 
 
 def up_to_median(x: Tensor) -> Tensor:
-    """The share of the values [n] that do not exceed their median."""
+    """Share of the values [n] that do not exceed their median."""
     ordered, n = x.sort().values, len(x)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
     return (x <= median).to(x.dtype).mean()
 
 
 def class_level(p_s: Tensor, p_t: Tensor) -> Tensor:
-    """How the classes correlate over the batch."""
+    """Squared difference of the networks' class correlations over the batch."""
     return (p_t.T @ p_t - p_s.T @ p_s).square().sum() / p_s.shape[1]
 
 
 def batch_level(p_s: Tensor, p_t: Tensor) -> Tensor:
-    """How the samples are alike."""
+    """Squared difference of the networks' sample similarities."""
     return class_level(p_s.T, p_t.T)
 
 
 class MLKD(Distiller, name="mlkd"):
-    """KD of each sample, the relations of the samples and those of the classes, each at five temperatures.
+    """KD, relations between samples and relations between classes, each at five temperatures.
 
-    Both views are labelled; the published weight 0.1 is each view's, and -r that of their mean.
+    Both views have cross entropy. -r weighs its mean, so 0.2 is the published 0.1 of each view.
     """
 
     weights = (0.2, 0.0, 0.9)
@@ -49,22 +50,22 @@ class MLKD(Distiller, name="mlkd"):
     standardisable = True
     relational = True
     temperatures = (4.0, 3.0, 5.0, 2.0, 6.0)
-    of_strong = 3  # so many of these
+    of_strong = 3  # number of temperatures for the strong view
 
     def views(self, augment: Augment) -> WeakAndStrong:
         return WeakAndStrong(augment, partial(RandAugment, magnitude=10))
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """KD. s, t: [2 B, ...], the weak and the strong view of a sample side by side."""
+        """KD. s, t: [2 B, ...], with the weak and the strong view of a sample side by side."""
         z_s, z_t = full(s.logits), full(t.logits.detach())
         kd = [kd_each(z_s, z_t, T).unflatten(0, (-1, 2)) for T in self.temperatures]  # [B, 2] each
         weak, strong = sum(kd)[:, 0], sum(kd[: self.of_strong])[:, 1]
         repeated = sum(kd[self.of_strong :])[:, 0]
         samples = up_to_median(z_t[::2].softmax(1).amax(1))
-        return 2 * torch.stack([samples * weak + repeated, strong], 1).flatten()  # the mean is over both views
+        return 2 * torch.stack([samples * weak + repeated, strong], 1).flatten()  # 2: the mean is over both views
 
     def batch_term(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The relations, in the weak view."""
+        """The relations, of the weak view."""
         z_s, z_t = full(s.logits[::2]), full(t.logits.detach()[::2])
         p_t = z_t.softmax(1)
         samples, classes = up_to_median(p_t.amax(1)), up_to_median(p_t.sum(0))

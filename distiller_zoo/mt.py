@@ -1,6 +1,10 @@
-"""Several teachers at once: the ensemble mode of The State of Knowledge Distillation for Classification. Ruffy, Chahal,
-2019. https://arxiv.org/abs/1912.10850 The choice among teachers is that of Fantastic Gains and Where to Find Them. Roth
-et al., ICLR 2024. https://arxiv.org/abs/2310.17653
+"""Several teachers: the ensemble mode of The State of Knowledge Distillation for Classification. Ruffy, Chahal, 2019.
+https://arxiv.org/abs/1912.10850
+
+mean_i T^2 KL(p_i || p_s),  p_i: teacher i's softmax(z / T)
+
+Choosing one teacher for each sample: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
+https://arxiv.org/abs/2310.17653
 """
 
 from collections.abc import Sequence
@@ -15,23 +19,24 @@ from .kd import kd_loss
 
 
 def confidence(z: Tensor, labels: Tensor | None) -> Tensor:
-    """Probability of the label, or of the likeliest class where labels is None: logits [..., B, K] -> [..., B]."""
+    """Probability of the label, or, without labels, of the likeliest class: logits [..., B, K] -> [..., B]."""
     p = full(z).softmax(-1)
     return p.amax(-1) if labels is None else p.gather(-1, labels.expand(p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
 
 
 def most_confident(logits: Sequence[Tensor], labels: Tensor | None) -> Tensor:
-    """For each sample the logits of the network that is most confident of it; the first of equals. [B, K]"""
+    """For each sample, the logits of the most confident network (the first if equal), [B, K]."""
     z = torch.stack([full(x.detach()) for x in logits])
     return z[confidence(z, labels).argmax(0), torch.arange(z.shape[1], device=z.device)]
 
 
 class MT(Distiller, name="mt", aliases=("multikd",)):
-    """The mean of the teachers' KD losses, or KD from one of them for each sample.
+    """The mean of the teachers' KD losses, or KD from one teacher for each sample.
 
-    mt_T: temperature of all probabilities.
-    mt_choice: `mean`, or the teacher that gives the label (`most-conf`) or any class (`most-conf_u`, no labels needed)
-    the highest probability.
+    Args:
+        mt_T: temperature of all probabilities.
+        mt_choice: `mean`, or the teacher with the highest probability for the label (`most-conf`) or for any class
+            (`most-conf_u`, no labels needed).
     """
 
     weights = (0.5, 0.0, 0.5)

@@ -1,4 +1,4 @@
-"""No distillation: the student trains on the labels alone, with the same options, data and log as every method."""
+"""No distillation: the labels alone train the student, with the same options, data and log as for every method."""
 
 from torch import Tensor
 

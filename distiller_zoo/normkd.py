@@ -1,6 +1,8 @@
 """NormKD: Normalized Logits for Knowledge Distillation. Chi et al., 2023. https://arxiv.org/abs/2308.00520
 
-Differs: logits that are constant to within rounding count as of deviation 1.
+T_t^2 KL(softmax(z_t / T_t) || softmax(z_s / T_s)),  T_i = normkd_T std(z_i) of each sample
+
+Differs: logits that are constant to within rounding count as having deviation 1.
 """
 
 from typing import Literal
@@ -14,11 +16,15 @@ from .dkd import decoupled
 
 
 class NormKD(Distiller, name="normkd"):
-    """KD in which each network's temperature is normkd_T times the deviation of the sample's logits.
+    """KD whose temperature is normkd_T times the deviation of the sample's logits, for each network.
 
-    normkd_T: temperature of a sample whose logits have deviation 1. normkd_form: `kd`, or `dkd`: in two parts as DKD;
-    the authors then take -r 1 -b 1 --warm_up 20. normkd_alpha: of `dkd`, the weight of the label's part. normkd_beta:
-    of `dkd`, the weight of the other classes' part.
+    For `dkd`, the authors use -r 1 -b 1 --warm_up 20.
+
+    Args:
+        normkd_T: temperature of a sample whose logits have deviation 1.
+        normkd_form: `kd`, or `dkd`, its two parts.
+        normkd_alpha: of `dkd`, weight of the label's part.
+        normkd_beta: of `dkd`, weight of the other classes' part.
     """
 
     weights = (0.1, 0.0, 0.9)
@@ -39,7 +45,7 @@ class NormKD(Distiller, name="normkd"):
         self.T, self.form, self.alpha, self.beta = normkd_T, normkd_form, normkd_alpha, normkd_beta
 
     def temperature_of(self, z: Tensor) -> Tensor:
-        """[B, 1]"""
+        """The samples' temperatures, [B, 1]."""
         return self.T * (centred(z, 1)[1] / max(z.shape[1] - 1, 1)).sqrt()
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:

@@ -1,7 +1,9 @@
 """Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. Huang, Wang, 2017.
 https://arxiv.org/abs/1707.01219
 
-The squared MMD with the kernel (a . b)^2, written with matrix products; the teacher's constant term stays in.
+sum_l |S / C_s - T / C_t|^2,  S = s' s, T = t' t:  s, t: maps [C, N] with channels of unit length
+
+This is the squared MMD with the kernel (a . b)^2, as matrix products. It includes the teacher's constant term.
 """
 
 from torch import Tensor
@@ -11,10 +13,9 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def mmd(s: Tensor, t: Tensor) -> Tensor:
-    """s [B, C_s, N], t [B, C_t, N]: unit vectors over N places. Mean over the batch.
+    """s [B, C_s, N], t [B, C_t, N], unit vectors over N places. Mean over the batch.
 
-    With S = s's and T = t't the three kernel means are the parts of |S / C_s - T / C_t|^2, so that N x N matrices
-    suffice; where there are more places than channels, the C x C products are smaller.
+    The N x N matrices S and T of the formula above suffice. With more places than channels, C x C products are smaller.
     """
     batch, c_s, places = s.shape
     c_t = t.shape[1]
@@ -27,7 +28,8 @@ def mmd(s: Tensor, t: Tensor) -> Tensor:
 class NST(Distiller, name="nst"):
     """Matches the distributions of channel activation patterns, stage by stage.
 
-    Raises ValueError where a network returns no stage maps.
+    Raises:
+        ValueError: a network returns no stage maps.
     """
 
     weights = (1.0, 0.0, 50.0)

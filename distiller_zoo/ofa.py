@@ -1,7 +1,9 @@
 """One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation. Hao et al., NeurIPS 2023.
 https://arxiv.org/abs/2310.19444
 
-Differs: branches for convolutional students of any number of stages.
+-sum_k ((p_t + y)^eps - y) log p_s,  y: one-hot label;  summed over branches and the student itself
+
+Differs: branches for convolutional students with any number of stages.
 """
 
 from typing import Annotated
@@ -14,7 +16,7 @@ from .base import Batch, Distiller, Output, Pair, Range, Temperature
 
 
 def separable(c_in: int, c_out: int) -> list[nn.Module]:
-    """Half the size, c_out channels."""
+    """Depthwise separable convolutions that halve the map's size and give c_out channels."""
     layers: list[nn.Module] = []
     for stride, out in ((2, c_in), (1, c_out)):
         layers += [nn.Conv2d(c_in, c_in, 3, stride, padding=1, groups=c_in, bias=False)]
@@ -23,7 +25,7 @@ def separable(c_in: int, c_out: int) -> list[nn.Module]:
 
 
 def branch(c_in: int, width: int, deeper: int, classes: int) -> nn.Sequential:
-    """A classifier of a stage's map. deeper: how many stages follow."""
+    """A classifier of a stage's map. deeper: number of stages after this one."""
     layers: list[nn.Module] = [] if deeper else [nn.Conv2d(c_in, width, 1)]
     for left in reversed(range(deeper)):
         c_out = 2 * c_in if left else width
@@ -33,18 +35,22 @@ def branch(c_in: int, width: int, deeper: int, classes: int) -> nn.Sequential:
 
 
 def adaptive_target(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float, eps: float) -> Tensor:
-    """Cross entropy in which the label's part grows with the teacher's confidence. Mean over the batch."""
+    """Cross entropy whose label part grows with the teacher's confidence. Mean over the batch."""
     label = is_label(z_s, labels).to(z_s.dtype)
     target = ((z_t / T).softmax(1) + label).pow(eps) - label
     return -(target * (z_s / T).log_softmax(1)).sum(1).mean()
 
 
 class OFA(Distiller, name="ofa", aliases=("ofa_kd",)):
-    """The teacher's logits are the target of the student's, and of classifiers that branch off its stages.
+    """The teacher's logits are the target for the student and for classifiers that branch off its stages.
 
-    ofa_stages: the student's stages that have a branch: `1,3`, or `all`. ofa_eps: power of 1 + the teacher's
-    probability of the label. ofa_T: temperature of all probabilities. Raises ValueError for a stage that the student
-    does not have.
+    Args:
+        ofa_stages: the student's stages with a branch: `1,3`, or `all`.
+        ofa_eps: power of 1 + the teacher's probability of the label.
+        ofa_T: temperature of all probabilities.
+
+    Raises:
+        ValueError: the student does not have such a stage.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,7 +1,9 @@
 """A Comprehensive Overhaul of Feature Distillation. Heo et al., ICCV 2019. https://arxiv.org/abs/1904.01866
 
-Differs: the teacher stays in eval mode (the authors' keeps taking batch statistics); maps of unequal size are
-average-pooled; a teacher that names no BatchNorm before its ReLUs (ShuffleNet) has the margin -1 everywhere.
+sum_l 2^(l - n) |r(g_s) - t|^2,  t = max(g_t, margin), except where r(g_s) <= t <= 0;  g: pre-activations
+
+Differs: the teacher stays in eval mode (the authors' keeps using batch statistics); maps of unequal size are
+average-pooled; a teacher without BatchNorm before its ReLUs (ShuffleNet) has margin -1 everywhere.
 """
 
 import math
@@ -14,9 +16,9 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def margins(bn: nn.BatchNorm2d) -> Tensor:
-    """Mean negative response of each channel, [C]: of a normal variable with the BatchNorm's shift and scale.
+    """Mean negative response of each channel, [C], of a normal variable with the BatchNorm's shift and scale.
 
-    A channel that is negative with a probability below 0.001 gets -3 times the scale.
+    A channel whose probability of being negative is below 0.001 gets -3 times the scale.
     """
     mean, scale = bn.bias.detach().double(), bn.weight.detach().double().abs()
     z = mean / scale.clamp_min(1e-12)
@@ -27,15 +29,15 @@ def margins(bn: nn.BatchNorm2d) -> Tensor:
 
 
 def partial_l2(s: Tensor, t: Tensor, margin: Tensor) -> Tensor:
-    """Sum over all elements of (s - max(t, margin))^2, without those where s <= max(t, margin) <= 0."""
+    """Sum over all elements of (s - max(t, margin))^2, except where s <= max(t, margin) <= 0."""
     t = t.maximum(margin.view(-1, 1, 1))
     return ((s - t).square() * ((s > t) | (t > 0))).sum()
 
 
 class OFD(Distiller, name="ofd", aliases=("oh", "overhaul", "margin_relu")):
-    """Student pre-activations, through 1x1 convolution and BatchNorm, imitate the teacher's above its margins.
+    """Student pre-activations, after a 1x1 convolution and BatchNorm, imitate the teacher's above its margins.
 
-    Sum over elements, per sample; the last stage has weight 1, each earlier one half the next.
+    Sums over elements, averages over samples. The last stage has weight 1, each earlier one half the next.
     """
 
     weights = (1.0, 0.0, 1e-3)

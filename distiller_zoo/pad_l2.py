@@ -1,7 +1,9 @@
 """Prime-Aware Adaptive Distillation. Zhang et al., ECCV 2020. https://arxiv.org/abs/2008.01458
 
-The second stage: start it from a student of `cse_l2` (`--path_s`), at a small rate; from nothing it is unstable.
-Differs: pooled features of unequal widths go through a learned linear layer, which starts afresh.
+mean((f_t - f_s)^2 / (eps + exp(v)) + v),  v: log-variance predicted from f_s
+
+The second stage: start it from a student of `cse_l2` (`--path_s`), at a small learning rate; without, it is unstable.
+Differs: if the widths differ, the student's features pass a new, learned linear layer.
 """
 
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from .cse_l2 import embedding
 
 
 class PADL2(Distiller, name="pad_l2"):
-    """Squared error divided by a variance that the student predicts for each feature; can be negative."""
+    """Squared error divided by a variance that the student predicts for each feature. Can be negative."""
 
     weights = (1.0, 0.0, 1.0)
     reads = ()

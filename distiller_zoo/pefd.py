@@ -1,6 +1,8 @@
 """Improved Feature Distillation via Projector Ensemble. Chen et al., NeurIPS 2022. https://arxiv.org/abs/2210.15274
 
-Differs: a sample whose feature is zero on either side has the distance 1 and no gradient.
+1 - cos(mean_i relu(W_i f_s), f_t)
+
+Differs: a sample whose feature is zero in either network has distance 1 and no gradient.
 """
 
 from typing import Annotated
@@ -14,10 +16,10 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 class PEFD(Distiller, name="pefd"):
-    """The mean of several projectors, which differ in how they were initialised, points where the teacher's pooled
-    feature does: one minus the cosine.
+    """Aligns the mean of several projectors, with different initial weights, with the teacher's pooled feature.
 
-    pefd_projectors: number of projectors.
+    Args:
+        pefd_projectors: number of projectors.
     """
 
     weights = (1.0, 0.0, 25.0)

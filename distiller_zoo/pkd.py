@@ -1,8 +1,10 @@
 """Patient Knowledge Distillation for BERT Model Compression. Sun et al., EMNLP 2019. https://arxiv.org/abs/1908.09355
 
-Differs: stage maps in the place of hidden states. As in the survey https://arxiv.org/abs/1912.10850 they are neither
-normalised (`--pkd_unit` does, as the paper) nor changed in shape. Maps of unequal shapes, which both refuse: a learned
-1x1 convolution brings the student's channels to the teacher's number, and the larger map is average-pooled.
+mean((F_s - F_t)^2) over all stage maps together
+
+Differs: stage maps instead of hidden states. As in the survey https://arxiv.org/abs/1912.10850, they are not normalised
+(`--pkd_unit` normalises, as the paper). Both refuse maps of unequal shape; here a learned 1x1 convolution adapts the
+student's channels, and the larger map is average-pooled.
 """
 
 from torch import Tensor, nn
@@ -12,9 +14,10 @@ from .base import Batch, Distiller, Output, Pair
 
 
 class PKD(Distiller, name="pkd"):
-    """Mean squared error over all elements of all stage maps together.
+    """Mean squared error over all elements of all stage maps.
 
-    pkd_unit: each map of each sample has unit length, and squared distances are summed over the stages.
+    Args:
+        pkd_unit: scale each sample's map to unit length, and sum squared distances over the stages.
     """
 
     weights = (0.5, 0.5, 10.0)

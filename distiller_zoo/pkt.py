@@ -1,7 +1,9 @@
 """Probabilistic Knowledge Transfer. Passalis, Tefas, ECCV 2018. https://arxiv.org/abs/1803.10837
 
-Differs, as RepDistiller does: the mean over all B^2 entries, not the sum, hence the weight of 30000; the diagonal is
-part of the distribution.
+mean(P_t log(P_t / P_s)),  P: (1 + cosine) / 2 of all pairs of samples, [B, B], each row divided by its sum
+
+As in RepDistiller, it is the mean over all B^2 entries, not the sum (hence the weight of 30000), and includes the
+diagonal.
 """
 
 import torch
@@ -12,7 +14,7 @@ from .base import Batch, Distiller, Output
 
 
 class PKT(Distiller, name="pkt"):
-    """KL divergence between the rows of the two networks' cosine similarities (of pooled features)."""
+    """KL divergence between the networks' distributions of similarities of pooled features."""
 
     weights = (1.0, 0.0, 30000.0)
     reads = ()
@@ -28,5 +30,5 @@ class PKT(Distiller, name="pkt"):
         x = full(x)
         square = x.square().sum(1, keepdim=True)
         x = x / (torch.where(square > 0, square, 1.0).sqrt() + self.eps)  # the root has no gradient at a zero row
-        similarity = ((x @ x.T + 1) / 2).clamp_min(0.0)  # rounding, TF32's above all, reaches below -1
+        similarity = ((x @ x.T + 1) / 2).clamp_min(0.0)  # rounding, mostly TF32's, gives cosines below -1
         return similarity / similarity.sum(1, keepdim=True)

@@ -1,7 +1,9 @@
 """Distilling Knowledge via Knowledge Review. Chen et al., CVPR 2021. https://arxiv.org/abs/2104.09044
 
+sum_l h(u_l, g_l),  u_l: fused from the student's stages l .. n,  h: mean squared errors of maps and pooled maps
+
 Differs: networks of unequal depth are paired from the deep end. As in the authors' code for CIFAR, the student's maps
-are taken behind their ReLU, the teacher's before it.
+are taken after their ReLU, the teacher's (g) before.
 """
 
 import torch
@@ -19,7 +21,7 @@ def convolution(c_in: int, c_out: int, size: int) -> nn.Sequential:
 
 
 class Fusion(nn.Module):
-    """Fuses a student map with what the deeper ones were fused to, by attention, and predicts the teacher's map."""
+    """Fuses a student map with the fused deeper maps by attention, and predicts the teacher's map."""
 
     def __init__(self, c_s: int, mid: int, c_t: int, deepest: bool) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class Fusion(nn.Module):
         self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """size: height and width of the teacher's map. Returns the prediction, and the fused map."""
+        """size: height and width of the teacher's map. Returns the prediction and the fused map."""
         x = self.reduce(x)
         if self.attention is not None:
             y = F.interpolate(deeper, x.shape[2:], mode="nearest")
@@ -39,7 +41,10 @@ class Fusion(nn.Module):
 
 
 def hierarchical(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Mean squared errors of the maps and of their averages over 4x4, 2x2 and 1x1 cells; each weighs half the last."""
+    """Mean squared errors of the maps, and of their averages over 4x4, 2x2 and 1x1 cells.
+
+    Each has half the previous weight.
+    """
     loss, weight, total = F.mse_loss(f_s, f_t), 1.0, 1.0
     for cells in (4, 2, 1):
         if cells < f_s.shape[2]:
@@ -49,9 +54,9 @@ def hierarchical(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 
 class ReviewKD(Distiller, name="reviewkd", aliases=("review",)):
-    """Every stage of the teacher is predicted from that stage of the student and all deeper ones.
+    """Predicts every stage of the teacher from that stage of the student and all deeper ones.
 
-    The published weights are those of most pairs: 5 (resnet8x4, WRN), 8 (ShuffleNetV2), 0.6 (resnet20), 1 (resnet32).
+    Published -b: 5 (resnet8x4, WRN), 8 (ShuffleNetV2), 0.6 (resnet20), 1 (resnet32).
     """
 
     weights = (1.0, 0.0, 5.0)
@@ -66,7 +71,7 @@ class ReviewKD(Distiller, name="reviewkd", aliases=("review",)):
 
     @staticmethod
     def levels(s: Output, t: Output) -> list[tuple[Tensor, Tensor]]:
-        """Maps of student and teacher, the deepest first: the pooled features as maps of one cell."""
+        """Pairs of student and teacher maps, the deepest first. The pooled features count as maps of one cell."""
         pooled = [o.pooled[:, :, None, None] for o in (s, t)]
         pairs = [tuple(pooled), *reversed(pair_maps(s.feats[1:], t.preacts[1:]))]
         return [(full(f_s), full(f_t.detach())) for f_s, f_t in pairs]

@@ -1,7 +1,9 @@
 """Relational Knowledge Distillation. Park et al., CVPR 2019. https://arxiv.org/abs/1904.05068
 
-Differs: distances and angles come from the inner products of the centred batch, never from a [B, B, D] tensor; rows
-that are equal to within rounding have a defined, zero gradient.
+w_d smooth_l1(D_s, D_t) + w_a smooth_l1(A_s, A_t),  D: distances over their mean,  A: cosines of angles
+
+Differs: computed from inner products of the centred batch, without a [B, B, D] tensor. Rows that are equal to within
+rounding have a defined gradient, zero.
 """
 
 import torch
@@ -13,14 +15,14 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 
 def relations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances [B, B] in units of their mean, and cosines [i, j, k] of the angle at i between j and k, [B, B, B]."""
+    """Distances [B, B] divided by their mean, and cosines [i, j, k] of the angle at i between j and k, [B, B, B]."""
     x = full(x)
-    x = x - x.mean(0).detach()  # differences do not see it, rounding does
+    x = x - x.mean(0).detach()  # differences stay the same, rounding gets smaller
     gram = x @ x.T
     norm = gram.diagonal()
     both = norm.unsqueeze(0) + norm.unsqueeze(1)
     square = both - 2 * gram
-    apart = square > 8 * torch.finfo(x.dtype).eps * both  # smaller is rounding; the diagonal is never apart
+    apart = square > 8 * torch.finfo(x.dtype).eps * both  # smaller values are rounding; the diagonal is zero
     apart.fill_diagonal_(False)
     square = torch.where(apart, square, 0.0)
     off_diagonal = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
@@ -28,15 +30,17 @@ def relations(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = distance.sum() / max(len(x) * (len(x) - 1), 1)
     distance = distance / torch.where(mean > 0, mean, 1.0)
     inverse = torch.where(apart, torch.where(apart, square, 1.0).rsqrt(), 0.0)
-    # (x_j - x_i) . (x_k - x_i), then both lengths
+    # (x_j - x_i) . (x_k - x_i), then divided by both lengths
     dots = gram.unsqueeze(0) - gram.unsqueeze(2) - gram.unsqueeze(1) + norm.view(-1, 1, 1)
     return distance, dots * inverse.unsqueeze(2) * inverse.unsqueeze(1)
 
 
 class RKD(Distiller, name="rkd"):
-    """Smooth-L1 between the networks' relations of pooled features; zero diagonals stay in the averages.
+    """Smooth-L1 between the networks' distances and angles of pooled features. The averages include zero diagonals.
 
-    rkd_distance: weight of the distances between two samples. rkd_angle: weight of the angles between three.
+    Args:
+        rkd_distance: weight of the distances between two samples.
+        rkd_angle: weight of the angles between three.
     """
 
     weights = (1.0, 0.0, 1.0)

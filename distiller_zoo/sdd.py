@@ -1,7 +1,9 @@
 """Scale Decoupled Distillation. Wei, Luo, Luo, CVPR 2024. https://arxiv.org/abs/2403.13512
 
-Differs: where a classifier reads no mean of a map that the network returns (MobileNetV2, ShuffleNetV2), all regions are
-the whole image.
+mean_r w_r L(z_s[r], z_t[r]),  z[r]: logits of region r of the last map;  w_r: 2 or 1
+
+Differs: if a classifier does not read the mean of a returned map (MobileNetV2, ShuffleNetV2), every region is the whole
+image.
 """
 
 from typing import Literal
@@ -17,12 +19,18 @@ from .nkd import other_part, target_part
 
 
 class SDD(Distiller, name="sdd"):
-    """A logit loss between the networks' classifications of the whole map and of its regions; a region that the teacher
-    gets right while it errs on the whole, or the reverse, counts twice.
+    """A logit loss on the whole map and on its regions.
 
-    sdd_cells: the map is cut into so many cells along each side. sdd_form: loss of a region: KD, DKD or NKD (these with
-    -r 1 -b 1 --warm_up 20); `nkd_all` as the authors' code, which leaves the label among the other classes. sdd_beta:
-    the second weight of DKD and NKD. sdd_T: temperature of all regions' probabilities.
+    Regions that the teacher classifies right while the whole is wrong, or the reverse, count twice.
+
+    For `dkd` and `nkd` use -r 1 -b 1 --warm_up 20.
+
+    Args:
+        sdd_cells: numbers of cells along each side into which the map is cut.
+        sdd_form: loss of a region: `kd`, `dkd`, `nkd`, or `nkd_all` as in the authors' code, where the label counts
+            among the other classes.
+        sdd_beta: second weight of DKD and NKD.
+        sdd_T: temperature of all regions' probabilities.
     """
 
     weights = (0.1, 0.0, 0.9)
@@ -42,11 +50,11 @@ class SDD(Distiller, name="sdd"):
         self.cells = [int(n) for n in sdd_cells.split(",")]
         self.map_s, self.map_t = ClassifierMap(pair.s), ClassifierMap(pair.t)
         self.reads = tuple({*self.map_s.part, *self.map_t.part})
-        self.head_s = (pair.student.head,)  # the student's, and none of this module's
+        self.head_s = (pair.student.head,)  # a tuple, so that it is not a submodule of this one
         self.head_t = frozen(pair.teacher.head)
 
     def regions(self, f: Tensor) -> Tensor:
-        """Means over the cells, row by row, the whole first: [B, D, 1, N]."""
+        """Means over the cells, row by row, beginning with the whole map: [B, D, 1, N]."""
         fine = F.adaptive_avg_pool2d(f, 4)
         return torch.cat([F.adaptive_avg_pool2d(fine, n).flatten(2) for n in self.cells], 2).unsqueeze(2)
 
@@ -56,7 +64,7 @@ class SDD(Distiller, name="sdd"):
         return self.of_regions(z_s.squeeze(2), z_t.squeeze(2), labels_of(s, batch))
 
     def of_regions(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each sample, [B], from logits of regions [B, K, N], the first of which is the whole."""
+        """Loss of each sample, [B], from logits of regions [B, K, N]. The first region is the whole map."""
         right = z_t.argmax(1) == labels.unsqueeze(1)
         weight = 1.0 + (right != right[:, :1]).to(z_s.dtype)  # [B, N]
         labels = labels.repeat_interleave(z_s.shape[2])

@@ -1,6 +1,8 @@
 """Cross-Layer Distillation with Semantic Calibration. Chen et al., AAAI 2021. https://arxiv.org/abs/2012.03236
 
-Differs: an incomplete batch is filled up with zeros, where the authors drop it.
+1/n sum_ij a_ij mean((r_ij(F_s,i) - F_t,j)^2),  a: attention of student stage i to teacher stage j, for each sample
+
+Differs: an incomplete batch is padded with zeros; the authors drop it.
 """
 
 from typing import Annotated
@@ -14,7 +16,7 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 def embedder(n: int) -> nn.Sequential:
-    """Of a sample's similarities to the n samples of a batch."""
+    """Embeds a sample's similarities to the n samples of a batch."""
     return nn.Sequential(nn.Linear(n, 2 * max(n // 4, 1)), nn.ReLU(), nn.Linear(2 * max(n // 4, 1), max(n // 4, 1)))
 
 
@@ -26,9 +28,12 @@ def regressor(c_s: int, c_t: int) -> nn.Sequential:
 
 
 class SemCKD(Distiller, name="semckd"):
-    """Every stage of the student imitates every stage of the teacher, each sample as much as attention says.
+    """Every stage of the student imitates every stage of the teacher, weighted by attention.
 
-    Attention compares how alike the samples of the batch are in either map. semckd_soft: temperature of the attention.
+    Attention compares how similar the samples of the batch are in both maps.
+
+    Args:
+        semckd_soft: temperature of the attention.
     """
 
     weights = (1.0, 1.0, 400.0)
@@ -48,7 +53,7 @@ class SemCKD(Distiller, name="semckd"):
         return o._replace(feats=o.feats[1:], preacts=())
 
     def similarities(self, f: Tensor) -> Tensor:
-        """Inner products of a sample with those of its batch, [B, batch size]; a larger batch is several."""
+        """Inner products of each sample with its batch, [B, batch size]. A larger batch is split."""
         rows = F.pad(f.flatten(1), (0, 0, 0, -len(f) % self.size)).unflatten(0, (-1, self.size))
         return (rows @ rows.mT).flatten(0, 1)[: len(f)]
 

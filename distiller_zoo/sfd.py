@@ -1,8 +1,10 @@
 """Simple feature distillation of The State of Knowledge Distillation for Classification. Ruffy, Chahal, 2019.
 https://arxiv.org/abs/1912.10850
 
-Differs: the survey's code measures its distance over an axis of length one, so that one channel of one sample learns
-in each step (`--sfd_norm max` is that); here the distance is between the samples' vectors.
+sum_l max over samples of |m_s - m_t|_2,  m: maximum of each channel of map l
+
+Differs: the distance is between the samples' vectors. The survey's code measures it over an axis of length one, so that
+in each step one channel of one sample learns; `--sfd_norm max` is that.
 """
 
 from typing import Literal
@@ -15,16 +17,20 @@ from .base import Batch, Distiller, Output, Pair
 
 
 class SFD(Distiller, name="sfd", aliases=("fd",)):
-    """Distance between the global maxima of the maps' channels: the batch's largest, summed over stem and stages.
+    """Distance between the channels' global maxima: the largest in the batch, summed over stem and stages.
 
-    sfd_norm: the length of a difference: `l2`, or `max`, its largest element. sfd_reduce: of the distances of the
-    batch, the largest (`max`) or the `mean`. Raises ValueError where the paired maps differ in channels.
+    Args:
+        sfd_norm: length of a difference: `l2`, or `max`, its largest element.
+        sfd_reduce: the batch's largest distance (`max`), or the `mean`.
+
+    Raises:
+        ValueError: paired maps differ in channels.
     """
 
     weights = (1.0, 0.0, 1.0)
     reads = ("feats",)
-    relational = True  # the largest of the whole batch
-    eps = 0.0  # the survey adds 1e-6 to every difference, so that equal maps are apart
+    relational = True  # the maximum is over the whole batch
+    eps = 0.0  # the survey adds 1e-6 to every difference, so that equal maps have a distance
 
     def __init__(
         self, pair: Pair, *, sfd_norm: Literal["l2", "max"] = "l2", sfd_reduce: Literal["max", "mean"] = "max"

@@ -1,7 +1,9 @@
 """Knowledge Distillation with the Reused Teacher Classifier. Chen et al., CVPR 2022. https://arxiv.org/abs/2203.14001
 
-Differs: where the teacher's classifier reads no mean of a map that the network returns, what it reads is imitated, as a
-map of one cell.
+mean((project(F_s) - F_t)^2),  F_t: the map that the teacher's classifier reads
+
+Differs: if the teacher's classifier does not read the mean of a returned map, the student imitates its pooled features,
+as a map of one cell.
 """
 
 import torch
@@ -15,9 +17,12 @@ from .base import Batch, Distiller, Output, Pair, Width
 
 
 class Projected(Wrapper, name="simkd"):
-    """The student with a projector behind its last map, and a classifier as the teacher's in the place of its own.
+    """The student with a projector after its last map, and the teacher's classifier instead of its own.
 
-    channels: of the student's last map, between, and of the projected map. size: what a larger map is pooled to.
+    Args:
+        network: the student.
+        channels: of the student's last map, inside the projector, and of the projected map.
+        size: height and width to which a larger map is pooled.
     """
 
     head_name = "fc"
@@ -33,7 +38,7 @@ class Projected(Wrapper, name="simkd"):
         network.replace_heads(lambda head: nn.Identity())
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """The projected map comes last in both."""
+        """The projected map is the last one of feats and preacts."""
         inner = self.network(x, is_feat=True)
         f = inner.feats[-1].to(self.fc.weight.dtype)
         size = tuple(min(a, b) for a, b in zip(f.shape[2:], self.size, strict=True))
@@ -43,9 +48,12 @@ class Projected(Wrapper, name="simkd"):
 
 
 class SimKD(Distiller, name="simkd"):
-    """The projected map imitates the one that the teacher's classifier reads, which then reads it in the student.
+    """The student's projected map imitates the map that the teacher's classifier reads.
 
-    The projector and the classifier stay in the student. simkd_factor: how many times narrower the projector is inside.
+    Projector and classifier stay in the student.
+
+    Args:
+        simkd_factor: how many times narrower the projector is inside.
     """
 
     weights = (0.0, 0.0, 1.0)
@@ -59,7 +67,7 @@ class SimKD(Distiller, name="simkd"):
             raise ValueError(f"simkd_factor lies in 1..{f_t.shape[1]}, the teacher's channels, not {simkd_factor}")
         self.channels = [f_s.shape[1], f_t.shape[1] // simkd_factor, f_t.shape[1]]
         self.size = list(f_t.shape[2:])
-        self.head_t = (pair.teacher.head,)  # the teacher's, and none of this module's
+        self.head_t = (pair.teacher.head,)  # a tuple, so that it is not a submodule of this one
 
     @torch.no_grad()
     def wrap(self, student: nn.Module) -> nn.Module:

@@ -1,6 +1,8 @@
 """Similarity-Preserving Knowledge Distillation. Tung, Mori, ICCV 2019. https://arxiv.org/abs/1907.09682
 
-Differs, as RepDistiller does: only the last map by default; `sp_maps all` sums over every map, the stem included.
+mean((G_s - G_t)^2),  G = F F' of the flattened samples, [B, B], with rows of unit length
+
+As in RepDistiller, only the last map counts by default; `sp_maps all` sums over all maps and the stem.
 """
 
 from typing import Literal
@@ -12,15 +14,16 @@ from .base import Batch, Distiller, Output, Pair
 
 
 def similarity(f: Tensor) -> Tensor:
-    """Inner products of the flattened samples, [B, B], each row of unit length."""
+    """Inner products of the flattened samples, [B, B], with rows of unit length."""
     f = full(f).flatten(1)
     return unit(f @ f.T)
 
 
 class SP(Distiller, name="sp", aliases=("similarity",)):
-    """Samples that are alike to the teacher shall be alike to the student. Map sizes are free.
+    """Matches the samples' similarities. Maps may have any size.
 
-    sp_maps: the `last` map alone, or the sum over `all`, the stem included.
+    Args:
+        sp_maps: the `last` map only, or the sum over `all`, including the stem.
     """
 
     weights = (1.0, 0.0, 3000.0)

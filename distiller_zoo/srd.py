@@ -1,7 +1,9 @@
 """Understanding the Role of the Projector in Knowledge Distillation. Miles, Mikolajczyk, AAAI 2024.
 https://arxiv.org/abs/2303.11098
 
-Differs: where student and teacher agree, the logarithm stops at that of 1e-12.
+log sum |norm(W f_s) - norm(f_t)|^srd_exponent,  norm: BatchNorm without parameters
+
+Differs: the sum is at least 1e-12, for networks that agree.
 """
 
 from typing import Annotated
@@ -13,16 +15,18 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 def normalised(x: Tensor) -> Tensor:
-    """As BatchNorm without parameters does."""
+    """BatchNorm without parameters."""
     d = x - x.mean(0)
     return d * (d.square().mean(0) + 1e-4).rsqrt()
 
 
 class SRD(Distiller, name="srd"):
-    """The logarithm of the distance between the batch's normalised pooled features, the student's projected, to the
-    power srd_exponent; beside KD at temperature 1.
+    """Logarithm of the distance between normalised pooled features, the student's projected.
 
-    srd_exponent: power of each difference of two features.
+    Beside it, KD at temperature 1.
+
+    Args:
+        srd_exponent: power of each difference of two features.
     """
 
     weights = (1.0, 1.0, 2.0)

@@ -1,7 +1,9 @@
 """Knowledge Distillation via Softmax Regression Representation Learning. Yang et al., ICLR 2021.
 https://openreview.net/forum?id=ZzwDy_wiWv
 
-Differs: what the teacher's classifier reads is the target, which is the mean of its last map in most networks.
+mean((g - f_t)^2) + srrl_logit mean((h_t(g) - z_t)^2),  g: connector(F_s) averaged over space,  h_t: teacher's head
+
+Differs: the target f_t is what the teacher's classifier reads; in most networks this is the mean of its last map.
 """
 
 import torch.nn.functional as F
@@ -12,10 +14,13 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 
 class SRRL(Distiller, name="srrl"):
-    """The student's last map, brought to the teacher's width, shall have the teacher's mean over space, and through the
-    teacher's classifier its logits. The student keeps a classifier of its own.
+    """The student's last map, at the teacher's width, learns the teacher's pooled features and, through the teacher's
+    classifier, its logits.
 
-    srrl_logit: weight of the logits.
+    The student keeps its own classifier.
+
+    Args:
+        srrl_logit: weight of the logits.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,6 +1,8 @@
 """Knowledge Distillation Meets Self-Supervision. Xu et al., ECCV 2020. https://arxiv.org/abs/2006.07114
 
-Differs: images are flipped at random as everywhere here (the authors train teacher and student without).
+sskd_tf T^2 KL(p_t || p_s) + sskd_ss T^2 KL(a_t || a_s),  p: of rotated images;  a: of rotated to plain embeddings
+
+Differs: images are flipped at random; the authors train teacher and student without flips.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ VIEWS = 4  # 0, 90, 180 and 270 degrees
 
 
 class Rotations(Views):
-    """Every sample as `augment` gives it and turned by 90, 180, 270 degrees: [B, 4, C, H, W], channels_last."""
+    """Every sample from `augment`, and rotated by 90, 180 and 270 degrees: [B, 4, C, H, W], channels_last."""
 
     def __init__(self, augment: Augment) -> None:
         super().__init__(augment)
@@ -31,7 +33,7 @@ class Rotations(Views):
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[4 B, D] with the views of a sample side by side -> the plain ones [B, D], the rotated ones [3 B, D]."""
+    """[4 B, D], the views of a sample side by side -> the plain ones [B, D], the rotated ones [3 B, D]."""
     x = x.unflatten(0, (-1, VIEWS))
     return x[:, 0], x[:, 1:].flatten(0, 1)
 
@@ -43,26 +45,38 @@ def similarity(h: Tensor) -> Tensor:
 
 
 def selected_kl(z_s: Tensor, z_t: Tensor, right: Tensor, T: float, ratio: float) -> Tensor:
-    """T^2 KL(teacher || student), averaged over the rows where the teacher is best at the answers `right`.
+    """T^2 KL(teacher || student), averaged over the rows that the teacher answers best.
 
-    Those are all that it gets right, and of the others the share `ratio` in which the right answer ranks highest.
+    These are all rows that it answers right, and the share `ratio` of the others, in which the right answer ranks
+    highest.
+
+    Args:
+        z_s, z_t: logits [N, K].
+        right: the right answers, [N].
+        T: temperature.
+        ratio: share of the wrong rows.
     """
     rank = (z_t > z_t.gather(1, right.unsqueeze(1))).sum(1)
     wrong = (rank > 0).sum()
     n = len(rank) - wrong + (ratio * wrong.double()).long()
-    kept = rank.argsort(stable=True).argsort() < n
+    selected = rank.argsort(stable=True).argsort() < n
     log_s, log_t = F.log_softmax(z_s / T, dim=1), F.log_softmax(z_t / T, dim=1)
     kl = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
-    return T**2 * (kl * kept).sum() / n.clamp_min(1)
+    return T**2 * (kl * selected).sum() / n.clamp_min(1)
 
 
 class SSKD(Distiller, name="sskd"):
-    """The teacher's logits of rotated images, and which rotated image it takes for which plain one, are imitated.
+    """Imitates the teacher's logits of rotated images, and how it matches rotated with plain images.
 
-    Cross entropy and KD see the plain view alone. The heads are no part of the student. sskd_tf: weight of the rotated
-    images' logits. sskd_ss: weight of which rotated image is taken for which plain one. sskd_tf_T, sskd_ss_T:
-    temperature of the part that sskd_tf or sskd_ss weighs. sskd_tf_ratio, sskd_ss_ratio: share of the teacher's wrong
-    answers that are kept in that part.
+    Cross entropy and KD see the plain view only. The heads are not part of the student.
+
+    Args:
+        sskd_tf: weight of the rotated images' logits.
+        sskd_ss: weight of the matching.
+        sskd_tf_T: temperature of the rotated images' logits.
+        sskd_ss_T: temperature of the matching.
+        sskd_tf_ratio: share of the teacher's wrong classifications that count.
+        sskd_ss_ratio: share of the teacher's wrong matches that count.
     """
 
     weights = (0.1, 0.9, 1.0)
@@ -99,7 +113,7 @@ class SSKD(Distiller, name="sskd"):
         return Rotations(augment)
 
     def init_loss(self, s: Output, t: Output, batch: Batch) -> Tensor:
-        """The teacher's head learns which plain image a rotated one comes from; both networks take no part."""
+        """The teacher's head learns which plain image a rotated one comes from. Neither network trains."""
         z = similarity(self.head_t(full(t.pooled.detach())))
         return F.cross_entropy(z, torch.arange(z.shape[1], device=z.device).repeat_interleave(VIEWS - 1))
 

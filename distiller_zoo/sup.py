@@ -1,5 +1,7 @@
 """Label-guided selection for KL distillation: Fantastic Gains and Where to Find Them. Roth et al., ICLR 2024.
 https://arxiv.org/abs/2310.17653
+
+sum_i k_i KL_i / sum_i k_i,  k_i: 1 if on_flip selects sample i, else 0
 """
 
 from typing import Annotated
@@ -17,7 +19,7 @@ class Flips:
     """The values of on_flip."""
 
     def __str__(self) -> str:
-        return "3 of distill and nothing, at least 1 of them distill"
+        return "three of distill or nothing, at least one of them distill"
 
     def check(self, value: str) -> None:
         """Raises ValueError for another value."""
@@ -27,13 +29,15 @@ class Flips:
 
 
 class Sup(XEKL, name="sup"):
-    """`xekl` whose KL is the mean over the samples that on_flip lets through, 0 where it lets none.
+    """`xekl`, with KL averaged over the samples that on_flip selects; 0 if it selects none.
 
-    on_flip: what becomes of the samples where only the teacher is right, where only the student is, and of the rest.
+    Args:
+        on_flip: for samples where only the teacher is right, where only the student is, and for the rest: `distill` or
+            `nothing`.
     """
 
     one_label = True
-    relational = True  # the number of samples that are let through is the batch's
+    relational = True  # the number of selected samples is the whole batch's
 
     def __init__(
         self,

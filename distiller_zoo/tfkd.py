@@ -1,7 +1,9 @@
 """Revisiting Knowledge Distillation via Label Smoothing Regularization. Yuan et al., CVPR 2020.
 https://arxiv.org/abs/1909.11723
 
-Differs: a sum over classes and a mean over the batch, as everywhere here. The authors' code averages over classes too
+self: T^2 KL(p_t || p_s);  reg: KL(softmax(v / T) || softmax(z_s)),  v: the virtual teacher's probabilities
+
+Differs: sums over classes and averages over the batch, as all methods here. The authors' code averages over classes too
 and multiplies by 50 (self) or 100 (reg): their alpha is `-r 1-alpha -b alpha*multiplier/classes`.
 """
 
@@ -16,12 +18,15 @@ from .kd import kd_loss
 
 
 class TFKD(Distiller, name="tfkd"):
-    """Teacher-free distillation. self: KD from the student's own kind, trained alone. reg: from a virtual teacher.
+    """Teacher-free distillation: from another network of the student's kind, trained alone, or from a virtual teacher.
 
-    tfkd_form: the teacher: `self`, another network of the student's kind, or `reg`, a virtual one. tfkd_correct: the
-    probability that the virtual teacher gives the label; the others have equal shares. As in the authors' code these
-    probabilities, not their logarithms, are softened by softmax(. / T), the student is not, and there is no T^2.
-    tfkd_T: temperature; left out, 1 (self) or 20 (reg).
+    As in the authors' code, `reg` applies softmax(. / T) to the virtual teacher's probabilities, not to their
+    logarithms; the student has no temperature, and there is no T^2.
+
+    Args:
+        tfkd_form: the teacher: `self`, another network of the student's kind, or `reg`, a virtual one.
+        tfkd_correct: probability that the virtual teacher gives the label; the others share the rest equally.
+        tfkd_T: temperature; default: 1 (self) or 20 (reg).
     """
 
     weights = (0.9, 0.0, 0.1)

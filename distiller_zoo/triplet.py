@@ -1,9 +1,10 @@
 """Triplet distillation, after The State of Knowledge Distillation for Classification. Ruffy, Chahal, 2019.
 https://arxiv.org/abs/1912.10850
 
-The survey describes a triplet with the student as the negative; its code has no negative (`triplet_cosine` is that).
-Ours is the description's: the student's logits of a sample must be nearer to the teacher's of that sample than to the
-student's own of another one. Choices: distances between logits of unit length, margin, and which other sample.
+max(0, d(z_s, z_t) - d(z_s, z_s') + margin),  z_s': the student's logits of another sample
+
+The survey describes a triplet whose negative is the student's; its code has no negative (`triplet_cosine` is that).
+This follows the description. Our choices: distances between logits of unit length, the margin, and which other sample.
 """
 
 from typing import Literal
@@ -16,18 +17,21 @@ from .base import Batch, Distiller, Output, Pair, Weight
 
 
 def negatives(labels: Tensor) -> Tensor:
-    """For each sample the next one of another class, around the batch's end; without one the next one. [B]"""
+    """For each sample, the next one of another class, cyclically; the next one if all are of one class. [B]"""
     n = len(labels)
     place = torch.arange(n, device=labels.device)
-    steps = (place.unsqueeze(0) - place.unsqueeze(1) - 1) % n  # a sample itself is the last to be asked
+    steps = (place.unsqueeze(0) - place.unsqueeze(1) - 1) % n  # the sample itself comes last
     return torch.where(labels.unsqueeze(0) == labels.unsqueeze(1), steps + n, steps).argmin(1)
 
 
 class Triplet(Distiller, name="triplet"):
-    """Hinge of distance to the positive - distance to the negative + margin; KD at temperature 5 beside it (`-a`).
+    """The student's logits must be nearer to the teacher's than to its own of another sample.
 
-    triplet_margin: by how much nearer the positive must be than the negative. triplet_distance: how distance is
-    measured between logits of unit length.
+    Beside it, KD at temperature 5 (`-a`).
+
+    Args:
+        triplet_margin: by how much the positive must be nearer than the negative.
+        triplet_distance: distance between logits of unit length.
     """
 
     weights = (0.0, 0.5, 0.5)
@@ -44,7 +48,7 @@ class Triplet(Distiller, name="triplet"):
         self.margin, self.metric = triplet_margin, triplet_distance
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Between rows of unit length, [B]."""
+        """Distance between rows of unit length, [B]."""
         return 1 - (a * b).sum(1) if self.metric == "cosine" else torch.linalg.vector_norm(a - b, dim=1)
 
     def forward(self, s: Output, t: Output, batch: Batch) -> Tensor:

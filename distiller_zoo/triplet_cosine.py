@@ -1,5 +1,7 @@
-"""The triplet mode of The State of Knowledge Distillation for Classification, as its code has it. Ruffy, Chahal, 2019.
+"""The triplet mode of The State of Knowledge Distillation for Classification, as in its code. Ruffy, Chahal, 2019.
 https://arxiv.org/abs/1912.10850
+
+1 - cos(z_s, z_t)
 """
 
 from torch import Tensor
@@ -9,7 +11,7 @@ from .base import Batch, Distiller, Output
 
 
 class TripletCosine(Distiller, name="triplet_cosine"):
-    """1 - cosine between student's and teacher's logits; KD at temperature 5 beside it (`-a`), no labels."""
+    """1 - cosine between student's and teacher's logits, without labels. Beside it, KD at temperature 5 (`-a`)."""
 
     weights = (0.0, 0.5, 0.5)
     reads = ()

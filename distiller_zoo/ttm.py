@@ -1,5 +1,7 @@
 """Knowledge Distillation Based on Transformed Teacher Matching. Zheng, Yang, ICLR 2024.
 https://arxiv.org/abs/2402.11148
+
+KL(q || softmax(z_s)),  q: softmax(z_t)^gamma, normalised
 """
 
 from typing import Annotated
@@ -12,10 +14,12 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 class TTM(Distiller, name="ttm"):
-    """KL towards the teacher's probabilities raised to the power ttm_gamma; the student has no temperature.
+    """KL towards the teacher's probabilities to the power ttm_gamma. The student has no temperature.
 
-    ttm_gamma: power of the teacher's probabilities, the inverse of a temperature. The best power and weight depend on
-    the pair: 0.1 and 45 are the authors' for vgg13 and vgg8.
+    The best power and weight depend on the pair; the authors use 0.1 and 45 for vgg13 and vgg8.
+
+    Args:
+        ttm_gamma: power of the teacher's probabilities, the inverse of a temperature.
     """
 
     weights = (1.0, 0.0, 45.0)

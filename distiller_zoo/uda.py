@@ -1,8 +1,10 @@
 """Unsupervised Data Augmentation for Consistency Training. Xie et al., NeurIPS 2020. https://arxiv.org/abs/1904.12848
 
-Differs, as in https://arxiv.org/abs/1912.10850: no unlabelled data, and no consistency term unless `-b` asks, but
-two supervised views of every sample, one of them under AutoAugment, each with cross entropy and KD at temperature 5;
-`-r 1 -a 0` leaves out KD, and then needs no teacher. Both views start from the same crop and flip.
+KL(p(x) || p(x')),  p: the student's;  x: plain view, without a gradient;  x': augmented view
+
+Differs, as in https://arxiv.org/abs/1912.10850: no unlabelled data, and this term only if `-b` is given. Instead, each
+sample has two supervised views, one under AutoAugment, each with cross entropy and KD at temperature 5. `-r 1 -a 0`
+omits KD, and needs no teacher. Both views share crop and flip.
 """
 
 from typing import Any
@@ -18,7 +20,7 @@ from .base import Batch, Distiller, Output
 
 
 class UDA(Distiller, name="uda"):
-    """Learns from both views; `-b` weighs KL(plain view || augmented view) of the student, the plain one fixed."""
+    """Supervised training on both views; `-b` weighs the consistency term."""
 
     weights = (0.5, 0.5, 0.0)
     reads = ()

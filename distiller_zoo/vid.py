@@ -1,7 +1,8 @@
-"""Variational Information Distillation for Knowledge Transfer. Ahn et al., CVPR 2019.
-https://arxiv.org/abs/1904.05835
+"""Variational Information Distillation for Knowledge Transfer. Ahn et al., CVPR 2019. https://arxiv.org/abs/1904.05835
 
-Differs, as RepDistiller does: three 1x1 convolutions predict each map, and the last layer's term is left out.
+sum_l mean((r(F_s) - F_t)^2 / v + log v) / 2,  v: learned variance of each channel
+
+As in RepDistiller, r is three 1x1 convolutions, and the last layer's term is left out.
 """
 
 import math
@@ -16,7 +17,7 @@ from .base import Batch, Distiller, Output, Pair, Range
 
 
 class Gaussian(nn.Module):
-    """Predicts a teacher map from a student map, with one learned variance per channel."""
+    """Predicts a teacher map from a student map, with a learned variance for each channel."""
 
     eps = 1e-5  # floor of the variance
 
@@ -35,9 +36,13 @@ class Gaussian(nn.Module):
 
 
 class VID(Distiller, name="vid"):
-    """Maximises a variational bound on the information that the stage maps share. May be negative.
+    """Maximises a variational bound on the information that the stage maps share. Can be negative.
 
-    vid_variance: initial variance of each channel. Raises ValueError where a network returns no stage maps.
+    Args:
+        vid_variance: initial variance of each channel.
+
+    Raises:
+        ValueError: a network returns no stage maps.
     """
 
     weights = (1.0, 0.0, 1.0)

@@ -1,7 +1,10 @@
 """Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation, on features. Lv, Yang, Li,
 NeurIPS 2024. https://arxiv.org/abs/2412.08139
 
-Differs: cells of a single value have the deviation 0.
+ratio |m_s - m_t|^2 + |d_s - d_t|^2,  m, d: mean and deviation of each channel of the last map
+
+Differs: cells of a single value have deviation 0. The authors' weight falls to 0 by a cosine after epoch 150; here it
+stays.
 """
 
 from torch import Tensor
@@ -11,18 +14,20 @@ from .base import Batch, Distiller, Output, Pair, Weight, Width
 
 
 def cells(f: Tensor, grid: int) -> list[Tensor]:
-    """The map cut into grid x grid cells as adaptive pooling does, each [B, C, values]."""
+    """Cuts the map into grid x grid cells as adaptive pooling does, each [B, C, values]."""
     (h, w), steps = f.shape[2:], range(grid)
     rows, columns = ([slice(i * n // grid, -(-(i + 1) * n // grid)) for i in steps] for n in (h, w))
     return [f[:, :, row, column].flatten(2) for row in rows for column in columns]
 
 
 class WKDF(Distiller, name="wkd_f"):
-    """Wasserstein distance between normal distributions that have the channels' means and deviations, of the last maps.
+    """Wasserstein distance between the channels' normal distributions, in each cell of the last maps.
 
-    wkd_grid: cells of a map along each side, each with a distance of its own. wkd_ratio: weight of the means over that
-    of the deviations. The published weights are resnet8x4's; the authors' fall to 0 by a cosine after epoch 150, which
-    is not done here.
+    The published weights are resnet8x4's.
+
+    Args:
+        wkd_grid: cells of a map along each side, each with its own distance.
+        wkd_ratio: weight of the means over that of the deviations.
     """
 
     weights = (1.0, 0.0, 0.08)

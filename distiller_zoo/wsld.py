@@ -1,5 +1,7 @@
 """Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective. Zhou et al., ICLR 2021.
 https://arxiv.org/abs/2102.00650
+
+-w T^2 sum_k p_t log p_s,  w = 1 - exp(-CE_s / CE_t),  CE: cross entropy with the label at temperature 1
 """
 
 import torch.nn.functional as F
@@ -10,10 +12,10 @@ from .base import Batch, Distiller, Output, Pair, Temperature
 
 
 class WSLD(Distiller, name="wsld"):
-    """Softened cross entropy; a sample weighs less the better the student already knows its label, by the teacher's
-    measure.
+    """Softened cross entropy. A sample weighs less if the student knows its label well, compared with the teacher.
 
-    wsld_T: temperature of the softened probabilities.
+    Args:
+        wsld_T: temperature of the softened probabilities.
     """
 
     weights = (1.0, 0.0, 2.5)

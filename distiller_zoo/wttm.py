@@ -1,5 +1,7 @@
 """The weighted form of Knowledge Distillation Based on Transformed Teacher Matching. Zheng, Yang, ICLR 2024.
 https://arxiv.org/abs/2402.11148
+
+(sum_k p_t^gamma) KL(q || softmax(z_s)),  q as in `ttm`
 """
 
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from .ttm import TTM
 
 
 class WTTM(TTM, name="wttm"):
-    """Each sample counts as much as its powered teacher probabilities sum to: more where the teacher is unsure."""
+    """`ttm` with each sample weighted by the sum of its powered probabilities: more where the teacher is unsure."""
 
     def per_sample(self, s: Output, t: Output, batch: Batch) -> Tensor:
         log_t = F.log_softmax(full(t.logits.detach()), dim=1)

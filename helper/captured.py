@@ -1,4 +1,4 @@
-"""A function of tensors recorded as a CUDA graph: one launch in the place of hundreds, which keep a small GPU waiting.
+"""Records a function of tensors as a CUDA graph: one launch instead of hundreds, for which a small GPU step would wait.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -16,12 +16,12 @@ from . import parallel
 from .checkpoint import first_line
 from .util import UserError
 
-WARM_UPS = 3  # calls that run as they are: kernels are chosen, code is compiled, buffers are made
-Recorded = tuple[Callable[[], object], Any]  # what computes again, and the outputs that it writes over
+WARM_UPS = 3  # eager calls, which choose kernels, compile code and allocate buffers
+Recorded = tuple[Callable[[], object], Any]  # the replay function, and the outputs that it overwrites
 
 
 def stream_for(device: torch.device) -> "torch.cuda.Stream | None":
-    """A stream of its own, where one process drives one GPU."""
+    """A new stream, if one process drives one GPU; else None."""
     alone = device.type == "cuda" and parallel.gpu_count(device) == 1 and not parallel.is_distributed()
     return torch.cuda.Stream(device) if alone else None
 
@@ -31,13 +31,13 @@ def on(stream: "torch.cuda.Stream | None") -> AbstractContextManager:
 
 
 def wait_for_all(device: torch.device) -> None:
-    """Until nothing is left to do on any stream: what one has made, the others may read."""
+    """Waits for all streams, so that each may read what the others have written."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class CudaGraphs:
-    """Records on a stream. The graphs of one recorder share their memory: none may need what another has left there."""
+    """Records graphs on a stream. They share memory, so none may rely on what another one left there."""
 
     def __init__(self, stream: "torch.cuda.Stream") -> None:
         self.stream, self.pool = stream, torch.cuda.graph_pool_handle()
@@ -46,19 +46,19 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # other threads, as the one that pins the memory of streamed images, may go on meanwhile
+        # other threads may go on meanwhile, such as the one that pins the memory of streamed images
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             outputs = function()
         return graph.replay, outputs
 
 
 def recorder(graph: str, stream: "torch.cuda.Stream | None") -> CudaGraphs | None:
-    """What `--graph` allows on this stream; None: nothing is recorded."""
+    """The recorder that `--graph` allows on this stream. None: nothing is recorded."""
     return CudaGraphs(stream) if stream and graph == "auto" else None
 
 
 class Call:
-    """The calls with inputs of one shape."""
+    """All calls with inputs of one shape."""
 
     def __init__(self, leaves: Sequence[Any]) -> None:
         self.inputs = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
@@ -70,12 +70,18 @@ class Call:
 
 
 class Captured:
-    """`function`, which changes tensors in place or returns new ones, recorded for each shape of its inputs.
+    """`function`, recorded for each shape of its inputs. It may change tensors in place or return new ones.
 
-    The first calls of a shape run it as it is. Inputs are copied to where the recorded function reads them; outputs
-    are overwritten by the next call. numbers(): what else the function reads; where these change it is recorded anew.
-    generators(): those that it draws from. record: `CudaGraphs`, or in tests what stands for it.
-    Raises UserError where the function cannot be recorded.
+    The first calls of a shape run eagerly. Inputs are copied into static tensors. The next call overwrites the outputs.
+
+    Args:
+        function: what to record.
+        record: a `CudaGraphs`, or a test's replacement.
+        numbers: returns what else the function reads; a change needs a new recording.
+        generators: returns the generators that the function draws from.
+
+    Raises:
+        UserError: the function cannot be recorded.
     """
 
     def __init__(
@@ -101,7 +107,7 @@ class Captured:
             return function()
         numbers = self.numbers()
         if call.recorded is None or call.numbers != numbers:
-            call.recorded, call.numbers = None, numbers  # the old graph's memory is free for the new one
+            call.recorded, call.numbers = None, numbers  # frees the old graph's memory for the new one
             try:
                 call.recorded = self.record(function, self.generators())
             except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Files that are never half there, and checkpoints that cannot run code."""
+"""Atomic file writes, and checkpoints that cannot run code."""
 
 import hashlib
 import json
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from . import hub, pickles
 from .util import UserError
 
-FACTS = "distill"  # key of a safetensors file's metadata, of what is no tensor: these of a checkpoint
+FACTS = "distill"  # key in a safetensors file's metadata for a checkpoint's entries that are not tensors:
 TOLD = ("model_name", "num_classes", "wrapped", "options")
 
 
 def atomically(path: Path, write: Callable[[Any], None], before: Path | None = None) -> None:
-    """Lets `write(file)` fill a temporary file, then renames it: under `path` stands the old or the new, whole.
+    """Lets `write(file)` fill a temporary file, then renames it, so that `path` is always the old or the new file,
+    complete.
 
-    before: the name that the old one gets.
+    before: the name that the old file gets.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +38,7 @@ def atomically(path: Path, write: Callable[[Any], None], before: Path | None = N
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
+        os.fsync(folder)  # so that the rename survives a power cut
     finally:
         os.close(folder)
 
@@ -46,7 +47,7 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
     try:
         atomically(path, lambda file: torch.save(state, file), before)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # PyTorch's writer complains of the file's position instead
+        if isinstance(error.__context__, OSError):  # PyTorch's writer hides it behind another error
             raise error.__context__ from None
         raise
 
@@ -56,9 +57,9 @@ def save_json(path: Path, value: object) -> None:
 
 
 def existing(path: str | Path, flag: str, inside: str) -> Path:
-    """The file, of `hf:owner/name` its local copy.
+    """The file; for `hf:owner/name`, its local copy.
 
-    Raises UserError where there is none; where the path is a folder, the message names the file `inside` that is.
+    Raises UserError if there is none. If the path is a folder, the message suggests the file `inside` it.
     """
     if hub.is_remote(path):
         try:
@@ -74,7 +75,7 @@ def existing(path: str | Path, flag: str, inside: str) -> Path:
 
 
 def load_json(path: str | Path, flag: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError, naming the flag and the file, for what is missing, broken or ambiguous."""
+    """Reads a JSON object. Raises UserError, naming flag and file, if it is missing, broken or ambiguous."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -99,8 +100,8 @@ def load_json(path: str | Path, flag: str) -> dict[str, Any]:
 def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
     """Reads a checkpoint to CPU without running any code from it.
 
-    Takes torch files (RepDistiller's pickled `opt` included) and .safetensors.
-    Raises UserError, naming the flag and the file, for a file that is missing, broken or wants to run code.
+    Accepts torch files (with RepDistiller's pickled `opt`) and .safetensors. Raises UserError, naming flag and file, if
+    it is missing, broken or would run code.
     """
     path = existing(path, flag, "last.pth")
     if path.suffix == ".safetensors":
@@ -120,7 +121,7 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
         state = pickles.read(path)
     except pickles.Refused as error:
         raise UserError(f"{flag} {path}: {error}") from None
-    except Exception as error:  # a broken file leads to errors of every kind
+    except Exception as error:  # a broken file raises errors of every kind
         raise UserError(f"{flag} {path}: truncated, or not a checkpoint: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{flag} {path}: expected a dict of tensors, found {type(state).__name__}")
@@ -128,7 +129,7 @@ def load(path: str | Path, flag: str = "checkpoint") -> dict[str, Any]:
 
 
 def load_if_there(path: str | Path, flag: str) -> dict[str, Any]:
-    """{} where the file is gone, which a finished run does not need."""
+    """The checkpoint, or {} if the file is gone; a finished run does not need it."""
     if hub.is_remote(path):
         try:
             hub.fetched(str(path))
@@ -139,13 +140,13 @@ def load_if_there(path: str | Path, flag: str) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    text = "" if isinstance(error, KeyError) else str(error).strip()  # a bare key says nothing
+    text = "" if isinstance(error, KeyError) else str(error).strip()  # a bare key would say nothing
     first, *rest = (text or repr(error)).splitlines()
     return " ".join([first, *(line.strip() for line in rest[: first.endswith(":")])])[:300]  # the reason may follow
 
 
 def weights_of(state: dict[str, Any], flag: str, path: str | Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint: ours, RepDistiller's, a `state_dict` key or bare; `module.` is dropped."""
+    """The state dict in a checkpoint: this project's, RepDistiller's, under `state_dict`, or bare. Strips `module.`."""
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -169,30 +170,30 @@ def hashed(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def digest(state: dict[str, Any], flag: str = "checkpoint", path: str | Path = "") -> str:
-    """Of the weights in a checkpoint, whatever else is in it, and of the fast ones that slow weights have followed."""
+    """Digest of the weights in a checkpoint; with slow weights, of the trained ones too."""
     fast = weights_of({"model": state["fast"]}, flag, path) if isinstance(state.get("fast"), dict) else {}
     return hashed(sorted([*weights_of(state, flag, path).items(), *((f"fast {key}", x) for key, x in fast.items())]))
 
 
 def digests(flag: str, paths: Sequence[str], states: Sequence[dict[str, Any]]) -> list[tuple[str, str | None]]:
-    """Each path and the digest of what it holds; None where that is gone."""
+    """Each path and the digest of its weights; None if the file is gone."""
     pairs = zip(paths, states, strict=True)
     return [(path, digest(state, flag, path) if state else None) for path, state in pairs]
 
 
 def head_key(model: nn.Module) -> str:
-    state = model.state_dict(keep_vars=True)  # a wrapped network's keys are not its parameters' names
+    state = model.state_dict(keep_vars=True)  # External's state dict keys are not its parameters' names
     return next(key for key, parameter in state.items() if parameter is model.head.weight)
 
 
 def head_keys(model: nn.Module) -> list[str]:
-    """Of the parameters of all its classifiers."""
+    """State dict keys of all classifiers' parameters."""
     heads = [p for name in model.head_names for p in model.get_submodule(name).parameters()]
     return [key for key, x in model.state_dict(keep_vars=True).items() if any(x is p for p in heads)]
 
 
 def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | Path) -> int:
-    """How many classes a checkpoint of this kind of network has. Raises UserError where it holds no such classifier."""
+    """Number of classes of a checkpoint of this network. Raises UserError if it does not have its classifier."""
     weight = weights_of(state, flag, path).get(head_key(model))
     if weight is None or weight.dim() != 2:
         raise UserError(f"{flag} {path}: not a {type(model).__name__}: it holds no {head_key(model)}")
@@ -200,7 +201,7 @@ def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | 
 
 
 def name_of(state: dict[str, Any], name: str) -> str:
-    """Of a network that the file is not of, for a message."""
+    """Names the expected network in a message, and what the file says instead."""
     said = state.get("model_name", name)
     return f"{name:.100}{f' (the file says {said!s:.100})' * (said != name)}"
 
@@ -208,15 +209,15 @@ def name_of(state: dict[str, Any], name: str) -> str:
 def compare(
     model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path, any_classes: bool = True
 ) -> dict[str, Tensor]:
-    """The file's weights as the network names them. Raises UserError where names or shapes do not fit.
+    """The file's weights under the network's names. Raises UserError if names or shapes differ.
 
-    any_classes: the classifiers of both may differ in their number of classes.
+    any_classes: the numbers of classes may differ.
     """
     weights = weights_of(state, flag, path)
-    if hasattr(model, "convert"):  # another package's networks have sizes and names that theirs knows how to change
+    if hasattr(model, "convert"):  # other packages can convert image sizes and older names
         weights = model.convert(weights)
     own = model.state_dict()
-    free = head_keys(model) if any_classes and hasattr(model, "head") else []  # a wrapped network may have none
+    free = head_keys(model) if any_classes and hasattr(model, "head") else []  # some have no head
     # files older than PyTorch 0.4.1 lack these counters, which plain BatchNorm never reads
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     surplus = [k for k in weights if k not in own]
@@ -237,7 +238,7 @@ def compare(
 
 
 def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, path: str | Path) -> None:
-    """Loads weights into a network. Raises UserError where names or shapes do not fit, the class count first."""
+    """Loads weights into a network. Raises UserError if classes, names or shapes differ."""
     own = model.state_dict()
     if hasattr(model, "head"):
         weight = weights_of(state, flag, path).get(head_key(model))
@@ -251,16 +252,19 @@ def load_weights(model: nn.Module, name: str, state: dict[str, Any], flag: str, 
             raise UserError(f"{flag} {path}: {key} holds NaN or infinite values")
         if key.endswith("running_var") and (value < 0).any():
             raise UserError(f"{flag} {path}: {key} holds variances below 0")
-    own.update(weights)  # in place: the dict carries the versions of the network's modules, which some look at
+    own.update(weights)  # in place: the dict also carries module versions, which some modules read
     model.load_state_dict(own)
 
 
 def find_name(state: dict[str, Any], path: str | Path, known: Callable[[str], bool]) -> str | None:
-    """The network a checkpoint belongs to: as it says itself, else as its name says (`cifar100_resnet56-f2eff4c8.pt`),
-    unless that names two, else by its folder (`wrn_40_2_vanilla/` is wrn_40_2)."""
+    """The name of a checkpoint's network.
+
+    It comes from the checkpoint itself, else from the file's name (`cifar100_resnet56-f2eff4c8.pt`) unless that
+    contains two names, else from the folder's (`wrn_40_2_vanilla/` is wrn_40_2).
+    """
     if isinstance(state.get("model_name"), str):
         return state["model_name"]
-    words = re.split(r"([_.-])", Path(path).stem)[:64]  # with what is between them
+    words = re.split(r"([_.-])", Path(path).stem)[:64]  # words and separators
     ends = [(i, j) for i in range(0, len(words), 2) for j in range(i + 1, len(words) + 1, 2)]
     spans = [(i, j) for i, j in ends if known("".join(words[i:j]))]
     names = {"".join(words[i:j]) for i, j in spans if not any(a <= i and j <= b and b - a > j - i for a, b in spans)}

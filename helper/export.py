@@ -1,4 +1,4 @@
-"""`--export`: the trained network as a file that runs without this project, checked before it gets its name."""
+"""`--export`: saves the trained network in formats that run without this project, and checks each file."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from . import checkpoint
 from .parallel import rank_zero_only
 from .util import UserError, as_user_error
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1: sums in another order differ by a hundredth of that
+TOLERANCE = 1e-4  # of the largest logit, at least of 1; another order of summation changes a hundredth of that
 Function = Callable[[Tensor], Tensor]
 
 
@@ -37,7 +37,7 @@ def to_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
 def to_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, but asked for; what tracing may get wrong is checked
+        warnings.simplefilter("ignore")  # deprecated, but the user chose it; `save` checks the result
         torch.jit.save(torch.jit.trace(network, images, check_trace=False), file)
         return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue()))
 
@@ -49,7 +49,7 @@ def to_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Function]:
 
 
 def any_batch() -> tuple[dict]:
-    """Of an input's shape only the first number may change."""
+    """Only the batch dimension is dynamic."""
     return ({0: torch.export.Dim("batch")},)
 
 
@@ -67,7 +67,7 @@ FORMATS = {
 
 
 def formats(text: str) -> list[str]:
-    """An argparse type: `onnx,pt2` -> ["onnx", "pt2"], whose packages are there; empty: none."""
+    """An argparse type: `onnx,pt2` -> ["onnx", "pt2"], if their packages are installed. Empty: none."""
     names = text.split(",") if text else []
     for name in names:
         if name not in FORMATS:
@@ -82,7 +82,7 @@ def file_of(stem: Path, name: str) -> Path:
 
 
 def described(stem: Path, weights: str | None) -> dict[str, Any]:
-    """What STEM.json says, if it is of these weights: among it the digest of each file beside it. Else {}."""
+    """The content of STEM.json if it describes these weights, with digests of the exported files; else {}."""
     with contextlib.suppress(UserError):
         said = checkpoint.load_json(stem.with_suffix(".json"), "--export")
         kinds = type(said.get("files")), type(said.get("largest_difference"))
@@ -92,7 +92,7 @@ def described(stem: Path, weights: str | None) -> dict[str, Any]:
 
 
 def done(stem: Path, names: list[str], weights: str | None) -> bool:
-    """Whether `save` has written all that is asked for, of the weights with this digest."""
+    """Whether `save` has written all these formats for the weights with this digest."""
     known = described(stem, weights).get("files", {})
     paths = [file_of(stem, name) for name in names]
     return all(path.is_file() and known.get(path.name) == digest(path.read_bytes()) for path in paths)
@@ -105,17 +105,17 @@ def digest(data: bytes) -> str:
 @rank_zero_only
 @torch.no_grad()
 def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classes: Sequence[str]) -> None:
-    """Writes STEM.onnx, STEM.pt, STEM.pt2, and last STEM.json: of what weights they are, what goes in and comes out.
+    """Writes STEM.onnx, STEM.pt, STEM.pt2, then STEM.json, which describes weights, inputs and outputs.
 
-    They are a finished run's network in float32, for images [B, 3, H, W] normalised as in training.
-    batches: of such images, whose first batch is compared; `images` says how they were normalised. Raises UserError
-    where the network cannot be exported, or where the exported one's logits differ from its own by more than TOLERANCE.
+    Exports a finished run's network in float32, for images [B, 3, H, W] normalised as in training. Compares the first
+    of `batches`; `images` says how they were normalised. Raises UserError if the network cannot be exported, or if the
+    exported one's logits differ by more than TOLERANCE.
     """
     names = run.options["export"]
     if not names:
         return
     weights = checkpoint.digest({"model": network.state_dict()})
-    before = described(run.stem, weights)  # other formats of the same network stay
+    before = described(run.stem, weights)  # keeps other formats of the same network
     network = copy.deepcopy(network).eval().requires_grad_(False)
     network.to("cpu", torch.float32, memory_format=torch.contiguous_format)
     batch = next(iter(batches)).images.cpu().contiguous()
@@ -124,10 +124,10 @@ def save(run: Any, network: nn.Module, batches: Iterable, images: Images, classe
     found, written = before.get("largest_difference", {}), before.get("files", {})
     for name in names:
         path = file_of(run.stem, name)
-        try:  # more than one image, or their number would be taken for fixed
+        try:  # two images, because a batch of one would become a fixed size
             data, exported = FORMATS[name].make(network, torch.cat([batch[:1], batch[-1:]]))
             difference = max((exported(batch[:n]) - expected[:n]).abs().max().item() for n in (1, len(batch)))
-        except Exception as error:  # exporters raise whatever they meet
+        except Exception as error:  # exporters raise errors of every kind
             raise UserError(f"--export {name}: {error!r:.300}") from None
         if not difference <= allowed:
             raise UserError(f"--export {name}: its logits are {difference:.2g} from the network's, not {allowed:.2g}")

@@ -1,6 +1,6 @@
-"""Signs of life between the processes of a run, so that they do not wait for hours for one that was stopped or cut off.
+"""Heartbeats between the processes of a run, so that they do not wait for hours for one that ended or hangs.
 
-How long a process may compute is not asked: its sign comes from a thread, while it decodes images or compiles.
+A thread sends them, so a process may compute, decode images or compile as long as it needs.
 """
 
 import atexit
@@ -12,21 +12,23 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-SILENT = 20  # seconds until a process counts as gone; torchrun then takes 30 more to end one that does not answer
+SILENT = 20  # seconds until a process counts as gone; torchrun then takes 30 more to kill one that hangs
 
 
 def start(rank: int, world: int) -> None:
-    """From here on this process ends, with exit status 1 and a line, when another one has been silent for `SILENT` s.
+    """Starts the heartbeat.
 
-    Each counts its own signs in the store that has joined the processes, and looks at the counts of the others.
+    This process exits with status 1 and a line once another one has been silent for `SILENT` seconds.
+
+    Each process counts its heartbeats in the store that joined the processes, and reads the others' counts.
     """
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))  # calls of one client wait in line
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))  # a client makes one call at a time
     others = [other for other in range(world) if other != rank]
     counts, silent, over = dict.fromkeys(others), dict.fromkeys(others, 0), threading.Event()
 
     def beat() -> None:
         while not over.wait(1):
-            with contextlib.suppress(RuntimeError):  # the store has gone, and with it all signs
+            with contextlib.suppress(RuntimeError):  # the store has gone; then all others count as silent
                 store.add(f"signs of {rank}", 1)
                 for other in others:
                     count = store.add(f"signs of {other}", 0)
@@ -34,7 +36,7 @@ def start(rank: int, world: int) -> None:
                         counts[other], silent[other] = count, 0
 
     def watch() -> None:
-        """Counts seconds in which this process ran: one that was stopped itself hears the others before it judges."""
+        """Counts seconds in which this process ran, so that a stopped process reads the counts before it judges."""
         while not over.wait(1):
             for other in others:
                 silent[other] += 1

@@ -1,4 +1,4 @@
-"""The images that a run sees, by their content: what it keeps of them, and in words how others differ."""
+"""Identifies a run's images by their content, and says how others differ."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ WORDS = {
 
 
 def of(data: dataset.ImageSet) -> dict[str, Any]:
-    """Class names, numbers of images, and `dataset.fingerprint`'s digests. Raises OSError where a file is gone."""
+    """Class names, numbers of images, and the digests of `dataset.fingerprint`. Raises OSError if a file is gone."""
     samples = {"train samples": len(data.train_labels), "val samples": len(data.val_labels)}
     return dataset.fingerprint(data) | samples | {"classes": list(data.classes)}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, of what both have."""
+    """What differs, among the entries that both have."""
     found = []
     if before.get("classes", now["classes"]) != now["classes"]:
         gone = [name for name in before["classes"] if name not in now["classes"]]

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C while training: remembered until the end of a step, when the run can be saved."""
+"""SIGTERM, SIGHUP and Ctrl-C in training: remembered until the end of a step, when the run can be saved."""
 
 import signal
 import threading
@@ -9,16 +9,18 @@ from .util import Stopped
 
 
 class Signals:
-    """Within `with`, SIGTERM, SIGHUP and the first Ctrl-C end nothing: `asked` says that they came. A second one does.
+    """Within `with`, catches SIGTERM, SIGHUP and the first Ctrl-C; `asked` returns them.
 
-    Raises Stopped at the end of the block for a signal that nobody has acted on.
+    A second Ctrl-C raises KeyboardInterrupt.
+
+    At the end of the block, raises Stopped for a signal that was not handled.
     """
 
     def __enter__(self) -> "Signals":
         self.number, self.soon, self.before = 0, parallel.AsyncMax(), {}
-        if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread may handle signals
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # of a job in the background
+                if signal.getsignal(number) is not signal.SIG_IGN:  # background jobs ignore it
                     self.before[number] = signal.signal(number, self.remember)
         return self
 
@@ -28,7 +30,10 @@ class Signals:
         self.number = number
 
     def asked(self) -> int:
-        """The signal that has come, or 0. Of several processes all are told, each in the call after the one's own."""
+        """The signal received, or 0.
+
+        With several processes, all return it, one call after the process that received it.
+        """
         return self.soon.largest(self.number)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The network that a file of weights is of: its name, and the network itself once its weights are seen to fit."""
+"""The network that a file of weights belongs to: finds its name, checks that the weights fit, and builds it."""
 
 import argparse
 from typing import Any
@@ -12,12 +12,12 @@ import models
 from . import checkpoint, parsing
 from .util import UserError, as_user_error
 
-TIMES = 6  # a package's network is built several times before it is found how to use it
-SLACK = 100, 10**6  # parameters and their elements: of older names, other sizes of images
+TIMES = 6  # a package's network is built several times to find out how to use it
+SLACK = 100, 10**6  # more parameters and elements, for older names and other image sizes
 
 
 def named(files: dict[str, str | None]) -> str | None:
-    """The network that the first of these (flag -> file) says to be of. Raises UserError where it is not."""
+    """The network that the first of these (flag -> file) names. Raises UserError if its weights do not fit."""
     for flag, path in files.items():
         state = checkpoint.load_if_there(path, flag) if path else {}  # a finished run does not need it
         if state and (name := checkpoint.find_name(state, path, models.is_model)):
@@ -27,7 +27,7 @@ def named(files: dict[str, str | None]) -> str | None:
 
 
 def settle_data(opt: argparse.Namespace) -> None:
-    """Where no data set is given: that of the options in --test_only FILE, with its images' size, or CIFAR-100."""
+    """Default of --dataset: that of --test_only FILE's options, with its image size; else CIFAR-100."""
     state = checkpoint.load(opt.test_only, "--test_only") if opt.test_only and opt.dataset is None else {}
     before = state.get("options")
     if isinstance(before, dict) and "dataset" in before:
@@ -41,9 +41,10 @@ def settle_data(opt: argparse.Namespace) -> None:
 
 
 def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
-    """The network without memory for its weights. Raises UserError where the file's weights are not this network's.
+    """The network on the meta device. Raises UserError if the file's weights are not this network's.
 
-    The name and the wrappers may be a stranger's: what is built on the way is at most some times as large as the file.
+    Name and wrappers may come from a downloaded file, so the network may have only a few times as many weights as the
+    file.
     """
     weights = checkpoint.weights_of(state, flag, path)
     most = (TIMES * n + slack for n, slack in zip(sizes(weights), SLACK, strict=True))
@@ -51,17 +52,17 @@ def sketch(name: str, state: dict[str, Any], flag: str, path: str) -> nn.Module:
         try:
             with models.at_most(*most):
                 network = models.sketch(name, layers := state.get("wrapped", []))
-                if layers:  # a wrapped network may have a classifier of its own
+                if layers:  # a wrapper may have its own classifier
                     network = models.sketch(name, layers, checkpoint.class_count(network, state, flag, path))
         except models.TooLarge:
             raise UserError(f"{flag} {path}: not a {checkpoint.name_of(state, name)}: that has more weights") from None
-    if not hasattr(network, "convert"):  # else names and shapes depend on the images
+    if not hasattr(network, "convert"):  # otherwise names and shapes depend on the image size
         checkpoint.compare(network, name, state, flag, path)
     return network
 
 
 def create(name: str, flag: str, num_classes: int, images: models.Images, drop_path: float | None = None) -> nn.Module:
-    """An untrained network. Raises UserError where there is none so called, or it does not take such images."""
+    """An untrained network. Raises UserError for an unknown name, or images that it does not take."""
     with as_user_error(f"{flag} {name}"):
         network = models.create_model(name, num_classes, images, drop_path)
     look(network, f"{flag} {name}", images)
@@ -69,7 +70,7 @@ def create(name: str, flag: str, num_classes: int, images: models.Images, drop_p
 
 
 def published(flag: str, name: str) -> dict[str, Tensor]:
-    """The published weights of a network. Raises UserError where there are none, or they cannot be had."""
+    """The published weights of a network. Raises UserError if there are none or the download fails."""
     with as_user_error(flag):
         return models.published_weights(name)
 
@@ -77,9 +78,9 @@ def published(flag: str, name: str) -> dict[str, Tensor]:
 def begun(
     network: nn.Module, name: str, state: dict[str, Any], flag: str, path: str, new_head: bool | None
 ) -> nn.Module:
-    """The network, created for the data set, with the weights that a training begins with.
+    """The network with the weights that its training starts from.
 
-    new_head: it keeps its own classifiers; None: where that of the file has other classes.
+    new_head: keep the network's own classifiers; None: only if the file's have another number of classes.
     """
     sketch(name, state, flag, path)
     if new_head is None:
@@ -94,7 +95,7 @@ def begun(
 def restore(
     name: str, state: dict[str, Any], flag: str, path: str, num_classes: int, images: models.Images | None
 ) -> nn.Module:
-    """The network with the file's weights. Raises UserError where they are not this network's."""
+    """The network with the file's weights. Raises UserError if they are not this network's."""
     sketch(name, state, flag, path)
     with as_user_error(f"{flag} {path}"):
         network = models.create_model(name, num_classes, images)
@@ -104,7 +105,7 @@ def restore(
 def fill(
     network: nn.Module, name: str, state: dict[str, Any], flag: str, path: str, images: models.Images | None
 ) -> nn.Module:
-    """The network, which `sketch` has looked at, with the file's wrappers and weights."""
+    """The network, after `sketch` has checked it, with the file's wrappers and weights."""
     with as_user_error(f"{flag} {path}"):
         network = models.wrap(network, state.get("wrapped", []))
     checkpoint.load_weights(network, name, state, flag, path)
@@ -113,7 +114,7 @@ def fill(
 
 
 def look(network: nn.Module, what: str, images: models.Images | None) -> None:
-    """Raises UserError where the network does not take such images; those of other packages have been looked at."""
+    """Raises UserError if the network does not take such images. Other packages' networks have been checked already."""
     if images and not hasattr(network, "convert"):
         try:
             models.probe(network, torch.empty(3, *images.size))
@@ -123,6 +124,6 @@ def look(network: nn.Module, what: str, images: models.Images | None) -> None:
 
 
 def sizes(weights: dict[str, Tensor]) -> tuple[int, int]:
-    """How many tensors there are, and how many elements they have together: what they share counts once."""
+    """Number of tensors, and of their elements. Shared memory counts once."""
     storages = [(x.untyped_storage(), x.element_size()) for x in weights.values()]
     return len(weights), sum({storage.data_ptr(): storage.nbytes() // size for storage, size in storages}.values())

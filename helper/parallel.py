@@ -1,6 +1,6 @@
-"""More than one device: under torchrun a process for each, joined by DDP; else one process that drives several GPUs.
+"""Several devices: under torchrun, one process for each (DDP); otherwise one process that may drive several GPUs.
 
-Each function does nothing, or what is said for a single process, where there is only one.
+With a single process, every function does nothing, or what its docstring says.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import heartbeat
 from .util import UserError, choose_device
 
-_hosts: distributed.ProcessGroup | None = None  # for tensors on the CPU, where the processes' own group is for GPUs
+_hosts: distributed.ProcessGroup | None = None  # a group for CPU tensors, if the default group is nccl
 
 
 def is_distributed() -> bool:
@@ -38,14 +38,14 @@ def world_size() -> int:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process and their number, as the batches take it."""
+    """The rank of this process and the world size, as the batches take them."""
     return rank(), world_size()
 
 
 def start(opt: argparse.Namespace) -> torch.device:
-    """The device of this process, which joins the others that torchrun has started; only the first one prints.
+    """Joins the process group that torchrun started, and returns this process's device. Only rank 0 prints.
 
-    Raises UserError for a device that is not there, and for options that need other numbers of devices.
+    Raises UserError for a device that does not exist, and for options that do not fit the number of devices.
     """
     env = os.environ
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
@@ -68,7 +68,7 @@ def start(opt: argparse.Namespace) -> torch.device:
     if processes > 1 and not is_distributed():
         if kind == "cuda":
             torch.cuda.set_device(device)
-        # the first process may have to decode a whole data set before the others can go on
+        # the first process may decode a whole data set while the others wait
         backend, own = ("nccl", device) if kind == "cuda" else ("gloo", None)
         distributed.init_process_group(backend, timeout=timedelta(hours=4), device_id=own)
         if kind == "cuda":
@@ -82,15 +82,12 @@ def start(opt: argparse.Namespace) -> torch.device:
 
 
 def gpu_count(device: torch.device) -> int:
-    """How many GPUs a single process drives: all that are visible, unless --device names one."""
+    """Number of GPUs that a single process drives: all visible ones, unless --device names one."""
     return torch.cuda.device_count() if device.type == "cuda" and device.index is None and not is_distributed() else 1
 
 
 def rank_zero_only(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes the decorated function do nothing but in the first process, which is the one that writes.
-
-    A UserError there is raised in all processes.
-    """
+    """Decorates a function that only rank 0 runs, because it writes. All processes raise its UserError."""
 
     @functools.wraps(function)
     def maybe(*args: Any, **kwargs: Any) -> None:
@@ -107,14 +104,16 @@ def rank_zero_only(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Waits for all processes."""
     if is_distributed():
         distributed.barrier()
 
 
 @contextlib.contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """The block runs in a machine's first process, which may download and keep files, then in its others."""
+    """Runs the block in each machine's first process, which may download and cache files, and then in its other
+    processes.
+    """
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:
         barrier()
@@ -124,14 +123,14 @@ def local_main_process_first() -> Iterator[None]:
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """Sum over the processes, in the place of x."""
+    """Sums x over the processes, in place."""
     if is_distributed():
         distributed.all_reduce(x)
     return x
 
 
 def all_gather(x: Any) -> list[Any]:
-    """What each process gives."""
+    """The x of every process, in order of rank."""
     if not is_distributed():
         return [x]
     found = [None] * world_size()
@@ -140,13 +139,16 @@ def all_gather(x: Any) -> list[Any]:
 
 
 class AsyncMax:
-    """Numbers of the processes, exchanged while they compute."""
+    """The maximum of an integer over the processes, exchanged while they compute."""
 
     def __init__(self) -> None:
         self.pending: tuple[Tensor, Any] | None = None
 
     def largest(self, x: int) -> int:
-        """The largest that any process has given in its call before, so that none waits for another; first 0."""
+        """The maximum over the processes of their previous calls' x, so that no process waits for another.
+
+        The first call returns 0.
+        """
         if not is_distributed():
             return x
         before, number = self.pending, torch.tensor(x)
@@ -158,36 +160,36 @@ class AsyncMax:
 
 
 def own_random_numbers(seed: int) -> None:
-    """Seeds the global generators of all but the first process anew, so that dropout differs between their samples."""
+    """Gives each process but the first another seed of the global generators, so that dropout differs between them."""
     if rank():
         mixed = hashlib.blake2b(f"{seed} of {rank()}".encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(mixed, "little"))
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, on all GPUs that a single process drives: each takes a part of a batch."""
+    """The network on all GPUs that a single process drives. Each gets a part of the batch."""
     return nn.DataParallel(network) if gpu_count(device) > 1 else network
 
 
 def ddp(step: nn.Module) -> nn.Module:
-    """The step of which each process takes a part; after backward every one has the mean of all gradients."""
+    """Wraps the step in DDP: after backward, every process has the mean of all gradients."""
     if not is_distributed():
         return step
-    # what an initialisation trains is left alone afterwards, and the other way round; for buffers see `sync_buffers`
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer PyTorch has another word for it
+    # an initialisation and the training leave each other's parameters unused; for buffers see `sync_buffers`
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # newer PyTorch renames it
     return nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def no_sync(step: nn.Module, alone: bool) -> contextlib.AbstractContextManager:
-    """Where `alone`, the gradients of a `ddp` step stay the process's own, until a later backward adds them up."""
+    """If `alone`, backward does not reduce the gradients of a `ddp` step. A later backward reduces their sum."""
     return step.no_sync() if alone and is_distributed() else contextlib.nullcontext()
 
 
 @torch.no_grad()
 def sync_buffers(*networks: nn.Module | None) -> None:
-    """Makes buffers equal in all processes: BatchNorm statistics become their mean, what else there is the first's.
+    """Makes buffers equal in all processes: BatchNorm statistics become their mean, other buffers rank 0's.
 
-    Other buffers (banks, queues) are equal already but for rounding, where GPUs choose different kernels.
+    Other buffers (banks, queues) are already equal, except for rounding if GPUs choose different kernels.
     """
     for network in networks if is_distributed() else ():
         for module in network.modules() if network else ():
@@ -195,27 +197,27 @@ def sync_buffers(*networks: nn.Module | None) -> None:
                 own = buffer.clone() if isinstance(module, _BatchNorm) and buffer.is_floating_point() else None
                 distributed.broadcast(buffer, 0)
                 if own is not None:
-                    buffer += all_reduce(own - buffer) / world_size()  # leaves equal ones as they are, bit for bit
+                    buffer += all_reduce(own - buffer) / world_size()  # equal buffers stay equal, bit for bit
 
 
 def batch_norm_buffers(*networks: nn.Module) -> list[Tensor]:
-    """The buffers in which processes differ until `sync_buffers`: BatchNorm's."""
+    """BatchNorm's buffers, which differ between processes until `sync_buffers`."""
     modules = [module for network in networks if is_distributed() for module in network.modules()]
     return [buffer for module in modules if isinstance(module, _BatchNorm) for buffer in module.buffers(recurse=False)]
 
 
 def sync_batch_norms(*networks: nn.Module) -> None:
-    """Lets every BatchNorm of the networks take its statistics over the whole batch of all processes."""
+    """Makes every BatchNorm of the networks compute its statistics over the whole batch of all processes."""
     for network in networks if is_distributed() else ():
         for module in network.modules():
             if isinstance(module, _BatchNorm):
-                # in its place: others may hold the module too
+                # in place, because others may hold the module too
                 module.__class__ = SyncBatchNorm if next(module.buffers()).is_cuda else SyncBatchNormOnCPU
                 module.process_group = None
 
 
 def with_activation(module: nn.Module, x: Tensor) -> Tensor:
-    """timm's BatchNorms may have an activation inside."""
+    """Applies the activation that timm's BatchNorms may have."""
     for name in ("drop", "act"):
         x = getattr(module, name, nn.Identity())(x)
     return x
@@ -227,7 +229,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 class AllReduce(torch.autograd.Function):
-    """`all_reduce` with a gradient, for sums that each process uses in a loss of its own."""
+    """`all_reduce` with a gradient, for sums that each process uses in its own loss."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ class AllReduce(torch.autograd.Function):
 
 
 class SyncBatchNormOnCPU(_BatchNorm):
-    """The same; torch's runs on GPUs only."""
+    """SyncBatchNorm for CPUs; torch's runs on GPUs only."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass

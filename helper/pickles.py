@@ -1,8 +1,8 @@
-"""torch files of strangers: looked through before torch reads them.
+"""Checks torch files from unknown sources before torch reads them.
 
 torch.load(weights_only=True) runs no code. But a pickle of a hundred bytes can make it build a bytearray of 10 GB,
-overflow the stack, or (older PyTorch) read behind the end of a storage. So each pickle is first followed by stand-ins
-that check what they are given, and refused where it asks for more than tensors and plain values.
+overflow the stack, or (older PyTorch) read beyond the end of a storage. So stand-ins follow each pickle first and check
+its arguments. A pickle that contains more than tensors and plain values is refused.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-LENGTH = 2**23  # bytes of a pickle; a tensor takes some 200
-COPIES = 2**20  # values that a pickle may have copied from container to container
+LENGTH = 2**23  # largest pickle in bytes; a tensor takes about 200
+COPIES = 2**20  # values that a pickle may copy between containers
 
 
 class Refused(ValueError):
-    """The file asks for what is not to be had."""
+    """The file contains something that is not allowed."""
 
 
 class Kind:
-    """In the place of numpy.dtype, which would make numbers of any size."""
+    """Replaces numpy.dtype, which would make numbers of any size."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in ("f4", "f8"):
@@ -39,11 +39,11 @@ class Kind:
 
 
 def number(kind: Kind, data: bytes) -> float:
-    """In the place of numpy's maker of numbers: RepDistiller's schedule leaves one as the optimiser's rate."""
+    """Replaces numpy's scalar constructor: RepDistiller's schedule leaves a numpy scalar as the learning rate."""
     return struct.unpack(kind.format, data)[0]
 
 
-# numpy 2 has renamed the maker
+# numpy 2 renamed the constructor
 NUMPY = {"numpy.dtype": Kind, "numpy.core.multiarray.scalar": number, "numpy._core.multiarray.scalar": number}
 SAFE = [argparse.Namespace, *((value, name) for name, value in NUMPY.items())]
 
@@ -54,7 +54,7 @@ ITEMSIZES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, 
 
 
 class Look(pickle._Unpickler):
-    """Follows a pickle as torch will. Raises Refused, and what a broken pickle leads to.
+    """Follows a pickle as torch will. Raises Refused, and any error of a broken pickle.
 
     sizes: bytes of each storage; None: the storages follow the pickle, and have `left` bytes.
     """
@@ -135,7 +135,9 @@ class Look(pickle._Unpickler):
         super().load_setitems()
 
     def check(self, keys: list) -> None:
-        """Hashing nested tuples can overflow the stack, and large numbers can be made to collide."""
+        """Allows only simple keys: hashing nested tuples can overflow the stack, and large numbers can be made to
+        collide.
+        """
         for key in keys:
             if type(key) is not str and not (type(key) is int and abs(key) < 2**31):
                 raise Refused(f"refused, its pickle has a dict with a key of type {type(key).__name__}")
@@ -145,10 +147,10 @@ class Look(pickle._Unpickler):
 
 
 def look(path: Path) -> None:
-    """Raises Refused, and what a broken file leads to."""
+    """Raises Refused, and any error of a broken file."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if file.read(4) != b"PK\x03\x04":  # before PyTorch 1.6: four pickles of facts around that of the values
+        if file.read(4) != b"PK\x03\x04":  # before PyTorch 1.6: five pickles, four of them metadata
             file.seek(0)
             head = BytesIO(file.read(LENGTH))
             for _ in range(5):
@@ -161,23 +163,23 @@ def look(path: Path) -> None:
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
         if packed or sum(entry.file_size for entry in file.infolist()) > size:
             raise Refused("refused, its content is larger than the file; torch does not compress")
-        # one end that says where the list of contents lies, for every reader the same
+        # the list of contents must be at one place, the same for every reader
         if len(entries) != len(file.infolist()) or file.comment or file.infolist()[0].header_offset:
             raise Refused("refused, it has several contents")
         if entries["data.pkl"].file_size > LENGTH:
             raise Refused(f"refused, its pickle has {entries['data.pkl'].file_size} bytes, expected at most {LENGTH}")
         for entry in file.infolist():
-            if not entry.CRC:  # PyTorch can be told to leave them out
+            if not entry.CRC:  # PyTorch can omit checksums
                 del entry.CRC
             with file.open(entry) as content:
-                while content.read(2**20):  # to the end, where the checksum is compared
+                while content.read(2**20):  # at its end zipfile compares the checksum
                     pass
         sizes = {name[5:]: entry.file_size for name, entry in entries.items() if name.startswith("data/")}
         Look(BytesIO(file.read(entries["data.pkl"])), sizes).load()
 
 
 def read(path: Path) -> object:
-    """What a torch file holds, on the CPU. Raises Refused, and what a broken file leads to."""
+    """The contents of a torch file, on the CPU. Raises Refused, and any error of a broken file."""
     look(path)
     with torch.serialization.safe_globals(SAFE), warnings.catch_warnings(action="ignore"):
         return torch.load(path, map_location="cpu", weights_only=True)

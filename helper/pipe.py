@@ -1,4 +1,4 @@
-"""What programs do whose output goes to a pipe that nobody reads any more, as behind `| head`."""
+"""Programs whose output goes to a pipe that its reader has closed, as with `| head`."""
 
 import functools
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def quiet_end(main: Callable[..., None]) -> Callable[..., None]:
-    """Ends a script's main without a word where its reader has left, with the status of a program that SIGPIPE ends."""
+    """Ends a script's main silently if its reader has left, with the exit status that SIGPIPE gives."""
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> None:
@@ -16,9 +16,9 @@ def quiet_end(main: Callable[..., None]) -> Callable[..., None]:
             try:
                 main(argv)
             finally:
-                sys.stdout.flush()  # else it happens when Python is past catching it
+                sys.stdout.flush()  # at exit, Python could not catch the error
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the final flush
             sys.exit(128 + signal.SIGPIPE)
 
     return run

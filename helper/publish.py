@@ -1,4 +1,6 @@
-"""`--push_to_hub owner/name`: a finished run goes to Hugging Face's hub, as weights, options, log and a model card."""
+"""`--push_to_hub owner/name`: uploads a finished run to the Hugging Face hub: weights, options, log and a
+model card.
+"""
 
 import importlib.util
 import json
@@ -13,12 +15,12 @@ from torch import Tensor
 from . import checkpoint, hub
 from .util import UserError
 
-OF_THIS_MACHINE = {"data_folder", "save_folder", "cache_teacher", "run_log", "push_to_hub"}  # of no use elsewhere
+OF_THIS_MACHINE = {"data_folder", "save_folder", "cache_teacher", "run_log", "push_to_hub"}  # useless elsewhere
 SCRIPTS = {"models": "train_teacher.py", "student_model": "train_student.py", "transfer": "transfer_student.py"}
 
 
 def check(repository: str, several: bool) -> None:
-    """Raises UserError for what would make `push` fail when the training is over; the network is not asked."""
+    """Raises UserError for what would make `push` fail after the training. Does not use the network."""
     what = f"--push_to_hub {repository}"
     if not re.fullmatch(hub.REPOSITORY, repository):
         raise UserError(f"{what}: expected owner/name")
@@ -34,9 +36,9 @@ def check(repository: str, several: bool) -> None:
 
 
 def push(repository: str, folder: Path, state: dict[str, Any], summary: dict[str, Any]) -> str:
-    """Uploads a finished run: its weights, options, summary, log and a model card. Returns the address.
+    """Uploads a finished run: weights, options, summary, log and a model card. Returns the address.
 
-    state: what last.pth holds. Raises UserError where the hub does not take it.
+    state: the contents of last.pth. Raises UserError if the upload fails.
     """
     import huggingface_hub
 
@@ -60,7 +62,7 @@ def push(repository: str, folder: Path, state: dict[str, Any], summary: dict[str
 
 
 def public(options: dict[str, Any]) -> dict[str, Any]:
-    """Without folders of the machine: a file of weights has its name alone."""
+    """The options without folders of this machine. Of a weights file, only its name stays."""
     found = {key: value for key, value in options.items() if key not in OF_THIS_MACHINE}
     for key in ("path_t", "path_s"):
         if found.get(key):
@@ -70,7 +72,7 @@ def public(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
-    """A safetensors file, whose metadata says what `checkpoint.load` needs beside the tensors."""
+    """Writes a safetensors file, whose metadata has what `checkpoint.load` needs beside the tensors."""
     from safetensors.torch import save_file
 
     data = {key: state["options"].get(key) for key in ("dataset", "image_size")}
@@ -80,7 +82,7 @@ def save_weights(path: Path, state: dict[str, Any]) -> None:
 
 
 def card(repository: str, script: str, told: dict[str, Any], summary: dict[str, Any]) -> str:
-    """The README.md of the repository."""
+    """The repository's README.md."""
     options, accuracy = told["options"], summary["last_acc"]
     network = options.get("model_s") or options["model"]
     rows = {

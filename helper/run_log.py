@@ -1,4 +1,4 @@
-"""`--run_log FILE`: what a run prints also goes to a file, line by line with the time, behind what is there."""
+"""`--run_log FILE`: appends what a run prints to a file, line by line, with the time."""
 
 import contextlib
 import sys
@@ -10,13 +10,13 @@ from typing import Any, TextIO
 
 
 class Copied:
-    """A stream whose lines also go to `file`; of a line that was written over (a progress bar), the last state."""
+    """A stream whose lines also go to `file`. Of a line that was overwritten (a progress bar), only the last state."""
 
     def __init__(self, stream: TextIO, file: TextIO) -> None:
         self.stream, self.file, self.line = stream, file, ""
 
     def write(self, text: str) -> int:
-        written = self.stream.write(text)  # first: it may say that the file's disk is full
+        written = self.stream.write(text)  # first, because the text may say that the file's disk is full
         *lines, rest = (self.line + text).split("\n")
         self.line = rest.rpartition("\r")[2]
         self.note(lines)
@@ -31,7 +31,7 @@ class Copied:
 
 
 def start(path: str) -> None:
-    """From here on what is printed is also in the file. Raises OSError where it cannot be written."""
+    """From here on, appends everything printed to the file. Raises OSError if it cannot be written."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a", buffering=1)
     sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
@@ -39,7 +39,7 @@ def start(path: str) -> None:
 
 @contextlib.contextmanager
 def ends_here() -> Iterator[None]:
-    """A log that the block has started ends with it, or with the traceback that will be printed behind it."""
+    """Ends a log that the block started, after writing any traceback."""
     streams = sys.stdout, sys.stderr
     try:
         yield

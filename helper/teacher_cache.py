@@ -1,14 +1,15 @@
-"""What a teacher says of every view of every training image, kept in a folder that runs share.
+"""A cache of the teacher's outputs for every view of every training image, in a folder that runs share.
 
-A padded crop and flip has few outcomes, so logits and pooled features can be kept for each (image, view) and no step
-changes. A row is written when it is first met, and the losses see it as it was kept, the first time too.
+A padded crop and flip has few outcomes, so logits and pooled features of each (image, view) fit on a disk, and no
+training step changes. A row is written when its view first occurs. The losses read it in the cached precision, the
+first time too.
 
-A row counts where it has its seal: a checksum over its bytes, its place and all that its values depend on. One that was
-half written, lost in a power cut, spoilt on the disk or meant for another teacher has none, and is computed again.
+A row is valid if its seal fits: a checksum of its bytes, its position and everything that its values depend on. A row
+that is half written, lost in a power cut, damaged or another teacher's has a wrong seal, and is computed again.
 
-A step's rows go to a journal before they go to their places, and who opens the folder next finishes what a killed
-process began. So a run that goes on finds all rows of a step or none, and computes a row in the company that it had
-before, on which its last bit may depend. Processes may write at once; the folder must be on a disk of their machine.
+A step's rows go to a journal first, then to their positions. The next process that opens the folder completes what a
+killed process began. So a resumed run finds all rows of a step or none, and computes a row in the same batch as before,
+because its last bit may depend on that. Several processes may write at once. The folder must be on a local disk.
 """
 
 import argparse
@@ -42,9 +43,12 @@ DIGEST = 16  # bytes
 
 
 class TeacherCache:
-    """A row for each view of each sample: int64 words, of which the last is the seal.
+    """A row of int64 words for each view of each sample. The last word is the seal.
 
-    about: what the values depend on, and the file's shape; like: an Output of the teacher, for any images.
+    Args:
+        root: folder of the caches.
+        about: what the values depend on, and the file's shape.
+        like: an Output of the teacher, for any images.
     """
 
     def __init__(self, root: str, about: dict[str, Any], like: Output) -> None:
@@ -53,17 +57,17 @@ class TeacherCache:
         self.widths = [like.logits.shape[1], like.pooled.shape[1]]
         self.values = self.images * sum(self.widths)
         self.words = math.ceil(self.values * self.dtype.itemsize / 8) + 1
-        # bytes; the file is sparse: rows that were never met take none
+        # bytes; the file is sparse: rows that were never written take none
         self.size = about["samples"] * self.views * 8 * self.words
         text = json.dumps(about, sort_keys=True).encode()
         self.key = hashlib.blake2b(text, digest_size=DIGEST).digest()
-        # odd: a change of one word always changes the seal, and a row of zeros has none
+        # odd, so that a change of one word always changes the seal, and a row of zeros never fits
         self.factors = np.frombuffer(hashlib.shake_128(text).digest(8 * self.words), np.int64) | 1
         self.warned = False
         self.folder = Path(root) / (re.sub(r"[^\w.-]", "_", about["network"]) + "-" + self.key.hex())
 
     def open(self) -> None:
-        """Makes what is not there yet. Raises OSError where the folder cannot be made or written."""
+        """Creates what is missing, and replays journals. Raises OSError if the folder cannot be made or written."""
         import fcntl  # Unix only, and only needed here
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ class TeacherCache:
                 break
             journal = unbuffered(path)
             try:
-                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its owner, however that ends
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when its owner ends, even if killed
             except BlockingIOError:
                 continue
             content = journal.read()
@@ -86,7 +90,7 @@ class TeacherCache:
             self.journal = self.journal or journal
 
     def __call__(self, teacher: nn.Module, images: Tensor, batch: Batch) -> Output:
-        """The teacher's Output, without maps, for all images [B * images_a_view, C, H, W] of a batch."""
+        """The teacher's Output, without feature maps, for all images [B * images_a_view, C, H, W] of a batch."""
         index, view = batch.drawn
         rows = (index * self.views + view).numpy()
         kept = self.get(rows)
@@ -103,9 +107,9 @@ class TeacherCache:
         return Output(logits.contiguous(), (), (), pooled.contiguous())
 
     def ask(self, teacher: nn.Module, images: Tensor, rows: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        """What is kept of the teacher's answers for the samples at the places `missing` of the batch."""
+        """Runs the teacher for the samples `missing` of the batch, writes their rows, and returns them."""
         places = (torch.from_numpy(missing).unsqueeze(1) * self.images + torch.arange(self.images)).flatten()
-        places, whole = places.to(images.device), self.about["compile"]  # which would compile every size anew
+        places, whole = places.to(images.device), self.about["compile"]  # compiled: every new size would recompile
         if not whole and len(missing) < len(rows):
             images = images.index_select(0, places).contiguous(memory_format=torch.channels_last)
         answer = teacher(images, is_feat=True)
@@ -141,13 +145,16 @@ class TeacherCache:
             self.journal.close()
 
     def put(self, entries: np.ndarray) -> None:
-        """Writes rows to their places: [n, 1 + words], the place first."""
+        """Writes rows [n, 1 + words] to their positions, which come first."""
         for entry in entries:
             os.pwrite(self.file.fileno(), entry[1:], int(entry[0]) * 8 * self.words)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """[n, words]; zeros where nothing was written. Not through mapped memory, which takes no less time, because
-        that ends the process where the file is shorter than it was, or lies in memory that is full."""
+        """Reads rows, [n, words]; zeros if nothing was written.
+
+        Does not map the file into memory. That is not faster, and would kill the process if the file is truncated, or
+        is in a full tmpfs.
+        """
         size, file = 8 * self.words, self.file.fileno()
         found = b"".join(os.pread(file, size, row * size).ljust(size, b"\0") for row in rows.tolist())
         return np.frombuffer(bytearray(found), np.int64).reshape(-1, self.words)
@@ -161,7 +168,7 @@ def unbuffered(path: Path) -> IO[bytes]:
 def open_caches(
     opt: argparse.Namespace, teachers: Sequence[nn.Module], augment: Any, data: ImageSet, device: torch.device
 ) -> list[TeacherCache]:
-    """A cache for each teacher. Raises UserError where views cannot be numbered, or --cache_gb is too small."""
+    """Opens a cache for each teacher. Raises UserError if views cannot be numbered, or --cache_gb is too small."""
     views, samples = getattr(augment, "outcomes", None), len(data.train_labels)
     if views is None:
         raise UserError(f"--cache_teacher: {type(augment).__name__} gives a sample more views than can be kept")

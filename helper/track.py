@@ -1,7 +1,7 @@
-"""`--track`: an epoch's row and the run's summary go to an experiment tracker too, whose package is optional.
+"""`--track`: logs each epoch's row and the run's summary to an experiment tracker too. Its package is optional.
 
-Where a tracker keeps them, and whether it uses the network, is said by its own variables: WANDB_MODE and WANDB_DIR,
-MLFLOW_TRACKING_URI, TRACKIO_DIR; so is the project (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME, TRACKIO_PROJECT).
+The tracker's own variables say where it stores them and whether it uses the network (WANDB_MODE and WANDB_DIR,
+MLFLOW_TRACKING_URI, TRACKIO_DIR), and name the project (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME, TRACKIO_PROJECT).
 """
 
 import contextlib
@@ -21,12 +21,12 @@ PROJECT = "distill"
 
 
 class Tracker(Protocol):
-    """A tracked run. id: by which a later process goes on with it."""
+    """A tracked run. id: by which a later process resumes it."""
 
     id: str
 
     def __init__(self, name: str, options: dict[str, Any], before: str | None) -> None:
-        """Goes on with the run `before`, or begins one of that name."""
+        """Resumes the run `before`, or starts one of that name."""
 
     def log(self, numbers: dict[str, float], step: int) -> None: ...
 
@@ -100,7 +100,7 @@ class Trackio:
     def __init__(self, name: str, options: dict[str, Any], before: str | None) -> None:
         import trackio
 
-        self.id = before or f"{name}-{uuid.uuid4().hex[:8]}"  # it knows runs by their names
+        self.id = before or f"{name}-{uuid.uuid4().hex[:8]}"  # trackio identifies runs by name
         self.run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=self.id,
@@ -125,26 +125,26 @@ TRACKERS: dict[str, type[Tracker]] = {"wandb": Wandb, "mlflow": Mlflow, "trackio
 
 
 def check(kind: str) -> None:
-    """Raises UserError where the tracker's package is not installed."""
+    """Raises UserError if the tracker's package is not installed."""
     if kind in TRACKERS and importlib.util.find_spec(kind) is None:
         raise UserError(f"--track {kind}: needs the package {kind} (pip install {kind})")
 
 
 class Tracked:
-    """A run's tracker, or none. An error while it runs is told once, and the training goes on without.
+    """A run's tracker, or none. If it fails during training, prints one warning and goes on without it.
 
-    ids: of the tracked runs, by tracker, which the run's checkpoint keeps.
+    ids: of the tracked runs, by tracker; saved in the run's checkpoint.
     """
 
     def __init__(self, kind: str, name: str, options: dict[str, Any], before: Any) -> None:
-        """before: `ids` as the checkpoint has them. Raises ValueError where it has something else."""
+        """before: `ids` from the checkpoint. Raises ValueError if it is anything else."""
         if not isinstance(before, dict) or not all(re.fullmatch(r"[^/\\\s]{1,400}", str(x)) for x in before.values()):
             raise ValueError(f"tracked: expected the ids of runs, found {before!r:.100}")
         self.kind, self.ids, self.tracker = kind, dict(before), None
         if kind in TRACKERS:
             try:
                 self.tracker = TRACKERS[kind](name, options, before.get(kind))
-            except Exception as error:  # of the network, an account, a database
+            except Exception as error:  # from the network, an account, a database
                 raise UserError(f"--track {kind}: {first_line(error)}") from None
             self.ids[kind] = self.tracker.id
 
@@ -168,7 +168,7 @@ class Tracked:
 
 @contextlib.contextmanager
 def closing(tracked: Tracked) -> Iterator[Tracked]:
-    """Ends it with the block, as failed where that raises."""
+    """Closes the tracked run at the end of the block; as failed if the block raises."""
     failed = True
     try:
         yield tracked

@@ -1,4 +1,4 @@
-"""Small things that every script needs: how commands end, seeds, the machine in words."""
+"""What every script needs: exit statuses, messages, seeds, devices, memory."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ from .pipe import quiet_end
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the flag or file, what was expected and what was found."""
+    """An error that the user can fix: one line that names the flag or file, what was expected and what was found."""
 
 
 class Diverged(Exception):
@@ -36,7 +36,7 @@ class Diverged(Exception):
 
 
 class Failed(Exception):
-    """Some of several runs were refused or have diverged; the others are finished."""
+    """Some of several runs were refused or diverged; the others are finished."""
 
 
 class Stopped(Exception):
@@ -48,10 +48,10 @@ class Stopped(Exception):
 
 
 def command(main: Callable[..., object]) -> Callable[..., None]:
-    """Runs a script's main and turns its known ends into one line and an exit status.
+    """Runs a script's main, and turns expected exceptions into one line and an exit status.
 
-    1: some of several runs have failed; 2: what the user can mend; 3: diverged; 128 + signal: stopped by it; 141:
-    nobody reads any more what it prints.
+    1: some of several runs failed; 2: the user can fix it; 3: diverged; 128 + signal: stopped by it; 141: its output's
+    reader has left.
     """
 
     @functools.wraps(main)
@@ -66,7 +66,7 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
             end(f"{kind}{error}", 128 + error.number if kind == "" else 3 if isinstance(error, Diverged) else 2)
         except Failed as error:
             end(f"error: {error}", 1)
-        except Unreadable as error:  # each process has images of its own
+        except Unreadable as error:  # each process has its own images
             end(f"error: {error}", 2, of_all=True)
         except RuntimeError as error:
             if "does not have a deterministic implementation" in str(error):
@@ -74,7 +74,7 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
             if isinstance(error, getattr(distributed, "DistError", ())) or "/gloo/" in str(error):
                 reason = f"another process of this run has ended, or cannot be reached: {error}".split(". ")[0]
                 end(f"error: {reason:.300}; the same command goes on from the last checkpoint", 1, of_all=True)
-            if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
+            if not str(error).startswith("DataLoader worker"):  # torch raises it anywhere in the main thread
                 raise
             end(f"error: {error}; fewer --num_workers need less memory", 2, of_all=True)
         except KeyboardInterrupt:
@@ -82,7 +82,7 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            sys.stdout = open(os.devnull, "w")  # what it still holds may find no room either
+            sys.stdout = open(os.devnull, "w")  # its buffer may not fit on the disk either
             end(f"error: {error}", 2)
 
     return run
@@ -90,23 +90,23 @@ def command(main: Callable[..., object]) -> Callable[..., None]:
 
 def end(message: str, status: int, of_all: bool = False) -> NoReturn:
     with contextlib.suppress(OSError):
-        if of_all or os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would say the same
+        if of_all or os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes would repeat it
             print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """Without line ends and other signs that steer a terminal: names in it may come from anywhere."""
+    """Replaces line ends and control characters, because names in it may come from anywhere."""
     text = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
 @contextlib.contextmanager
 def memory_in_words() -> Iterator[None]:
-    """Raises UserError where the block asks for more memory than there is."""
+    """Turns out-of-memory errors of the block into a UserError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # a CPU's is RuntimeError
+    except (MemoryError, RuntimeError) as error:  # on a CPU, torch raises RuntimeError
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             reason = f"out of memory: {error}".splitlines()[0].split("DefaultCPUAllocator: ")[-1]
             less = "--batch_size, --image_size, network, --feat_dim or --nce_k"
@@ -115,7 +115,7 @@ def memory_in_words() -> Iterator[None]:
 
 
 def near(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """What a message about an unknown name ends with."""
+    """The end of a message about an unknown name: similar names."""
     name, names = name.lower(), list(names)
     found = [one for one in names if name == "".join(word[:1] for word in one.split("_"))]  # lr, wd
     found += [one for one in names if one.startswith(name)] + difflib.get_close_matches(name, names, n=3)
@@ -125,15 +125,15 @@ def near(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a wrong option is one line without the usage text, with the near names where it is unknown."""
+    """argparse whose errors are one line without usage, with similar names for an unknown option."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
-        # before Python 3.14 argparse takes -1e3 for an option, and -inf still
+        # argparse takes -inf for an option, and before Python 3.14 also -1e3
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
     def lists(self) -> str:
-        """The flag that shows every option."""
+        """The flag that lists every option."""
         return "--help_all" if "--help_all" in self._option_string_actions else "--help"
 
     def error(self, message: str) -> NoReturn:
@@ -141,8 +141,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore
         args = sys.argv[1:] if args is None else args
-        if not self._subparsers:  # else the options are those of a subcommand
-            self.refuse_unknown(args)  # before a wrong value of a known one is told
+        if not self._subparsers:  # otherwise a subcommand has the options
+            self.refuse_unknown(args)  # before argparse complains of wrong values
         opt, rest = self.parse_known_args(args)
         self.refuse_unknown(rest)
         if rest:
@@ -150,7 +150,7 @@ class OneLineParser(argparse.ArgumentParser):
         return opt
 
     def refuse_unknown(self, words: Iterable[str]) -> None:
-        """Raises UserError for the first word that argparse takes for an option that there is not."""
+        """Raises UserError for the first word that looks like an option but is none."""
         flags = self._option_string_actions
         for word in words:
             flag = word.partition("=")[0]
@@ -167,7 +167,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def as_user_error(what: str) -> Iterator[None]:
-    """What the block raises of these is about the user's input: one line that begins with `what`."""
+    """Turns the block's ValueError, OSError, MemoryError and RecursionError into a UserError that begins with
+    `what`.
+    """
     try:
         yield
     except (ValueError, OSError, MemoryError, RecursionError) as error:
@@ -175,13 +177,15 @@ def as_user_error(what: str) -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators. The order of the images and their augmentation have their own, by (seed, epoch)."""
+    """Seeds the global generators. Order and augmentation of the images have their own, seeded by (seed, epoch)."""
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def rng_state(all_gpus: bool = True) -> dict:
-    """The global generators' states, as tensors that a weights-only load accepts; all_gpus False: the current GPU's."""
+    """States of the global generators, as tensors that a weights-only load accepts. all_gpus False: only the current
+    GPU's.
+    """
     own = all_gpus or not torch.cuda.is_available()
     return {
         "cpu": torch.get_rng_state(),
@@ -198,9 +202,9 @@ def set_rng_state(state: dict) -> None:
 
 
 def choose_device(name: str | None, amp: str = "off", deterministic: bool = False) -> torch.device:
-    """`--device`, else the GPU where there is one. Raises UserError for a device that is not there.
+    """The device of `--device`, else the GPU if there is one. Raises UserError for a device that does not exist.
 
-    Warns where `--amp` asks a CPU for arithmetic that it does not have, and emulates in several times the time.
+    Warns if the CPU has no arithmetic for `--amp`: it emulates it, which is several times slower.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -220,19 +224,19 @@ def choose_device(name: str | None, amp: str = "off", deterministic: bool = Fals
 
 
 def be_deterministic(wanted: bool) -> None:
-    """`--deterministic`: kernels that give equal bits for equal inputs, in the place of the fastest ones.
+    """`--deterministic`: kernels that give equal bits for equal inputs, instead of the fastest ones.
 
-    An operation that has none raises RuntimeError, which names it.
+    An operation without such a kernel raises RuntimeError, which names it.
     """
     torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a step reads none
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a step never reads uninitialised memory
     torch.backends.cudnn.deterministic = wanted
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
 
 
 def has_arithmetic(amp: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies in half precision (x86 and Arm under Linux); True where it does not say."""
+    """Whether this CPU multiplies in half precision (x86 and Arm on Linux). True if it does not say."""
     words = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "fphp"}}[amp]
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = [line.split() for line in lines if line.startswith(("flags", "Features"))]
@@ -240,22 +244,22 @@ def has_arithmetic(amp: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep what a step frees for the next one, which needs as much again; elsewhere nothing happens.
+    """Makes glibc keep freed memory for the next step, which needs the same amount. No effect with other C libraries.
 
-    Else it gives large tensors back to the system at once, and each comes anew as pages that have to be cleared: 4 to
-    14 % of a step's time on 2 cores. The most memory that is held at a time stays the same.
+    By default glibc returns large tensors to the system, and new pages must be cleared: 4 to 14 % of a step's time on 2
+    cores. Peak memory stays the same.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # a C library without it, or no such library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # a C library without mallopt, or none
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((-4, 0), (-1, -1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD
             mallopt(option, value)
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far: allocated on the GPU, or resident in the process on a CPU."""
+    """Peak memory so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if peak := _kilobytes("/proc/self/status", "VmHWM"):  # getrusage's is its parent's, where that held more
+    if peak := _kilobytes("/proc/self/status", "VmHWM"):  # getrusage would give the parent's peak if that is larger
         return peak / 2**10
     import resource  # Unix only, and only needed here
 
@@ -264,14 +268,14 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def used_memory_mb(device: torch.device) -> float:
-    """Held now: on the GPU by this process, on a CPU resident in it, where the system says that."""
+    """Memory in use by this process: reserved on the GPU, or resident on a CPU (0 if the system does not say)."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device) / 2**20
     return _kilobytes("/proc/self/status", "VmRSS") / 2**10
 
 
 def free_memory_mb(device: torch.device) -> float:
-    """That may still be taken; of a system that does not say, none."""
+    """Memory that is still available; 0 if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     return _kilobytes("/proc/meminfo", "MemAvailable") / 2**10
@@ -283,7 +287,7 @@ def _kilobytes(file: str, key: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """Versions, commit and hardware of this run, without names of hosts."""
+    """Versions, commit and hardware of this run, without hostnames."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*args: str) -> str:

@@ -1,4 +1,4 @@
-"""What a trained network costs and how far its answers are to be trusted: work, bytes, time, calibration, int8."""
+"""Measures what a trained network costs and how reliable it is: multiply-adds, bytes, time, calibration, int8."""
 
 import copy
 import statistics
@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .export import to_onnx
 
 BINS = 15  # of Guo et al.
-COLDEST = 5.0  # |log T| stays below: on predictions that are all right, the likelihood has no maximum
-TURN = 0.1  # seconds that a turn of the clock lasts at least
+COLDEST = 5.0  # bound of |log T|: if all predictions are right, the likelihood has no maximum
+TURN = 0.1  # seconds; a turn of one call is timed at least that long
 Function = Callable[[Tensor], Tensor]
 
 
@@ -27,9 +27,9 @@ Function = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, image: Tensor) -> int:
-    """Of one image [1, C, H, W]: half the FLOPs that PyTorch counts in convolutions and matrix products.
+    """Multiply-adds for one image [1, C, H, W]: half the FLOPs that PyTorch counts in convolutions and matrix products.
 
-    What has no such product (normalisation, activations, pooling) counts nothing, as is usual.
+    As usual, operations without such products (normalisation, activations, pooling) count 0.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # a CPU's fused attention is unknown
         network(image)
@@ -37,7 +37,7 @@ def multiply_adds(network: nn.Module, image: Tensor) -> int:
 
 
 def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    """Writes a checkpoint of nothing but the weights, in that precision; counters stay whole numbers."""
+    """Writes a checkpoint with only the weights, in that precision. Integer counters stay integers."""
     state = {key: x.to(dtype) if x.is_floating_point() else x for key, x in network.state_dict().items()}
     torch.save({"model": state}, path)
 
@@ -47,19 +47,20 @@ def save_weights(network: nn.Module, path: Path, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def logits_of(function: Function, batches: Iterable) -> Tensor:
-    """[N, K] in float64, of all batches in their order."""
+    """Logits of all batches in order, [N, K], float64."""
     return torch.cat([function(batch.images).double().cpu() for batch in batches])
 
 
 def share_of_equal(a: Tensor, b: Tensor) -> float:
-    """Of the classes [N] in one and the other: an accuracy, or how far two networks agree."""
+    """Share of equal classes in a and b [N]: an accuracy, or the agreement of two networks."""
     return (a == b).double().mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """The expected calibration error of logits [N, K]: |accuracy - mean confidence| in `bins` equally wide bins of the
-    confidence, weighted by their samples. Naeini et al., AAAI 2015, as in Guo et al., ICML 2017,
-    https://arxiv.org/abs/1706.04599, equation 3.
+    confidence, weighted by their samples.
+
+    Naeini et al., AAAI 2015, as in Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, equation 3.
     """
     confidence, prediction = logits.softmax(1).max(1)
     gap = (prediction == labels).to(confidence.dtype) - confidence
@@ -68,7 +69,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """T > 0 for which logits / T [N, K] have the least cross entropy, by LBFGS. Guo et al. 2017, section 4.2."""
+    """The T > 0 that minimises the cross entropy of logits / T [N, K], by LBFGS. Guo et al. 2017, section 4.2."""
     logits, log_t = logits.double(), torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -83,7 +84,7 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of every other sample of each class, and of the others."""
+    """Indices of every other sample of each class, and of the rest."""
     order = labels.argsort(stable=True)
     return order[::2], order[1::2]
 
@@ -92,24 +93,24 @@ def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def onnx_function(path: Path, threads: int) -> Function:
-    """What the file computes on the CPU."""
+    """Runs the ONNX file on the CPU."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads disturb who is timed next
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not disturb the next one
     session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     return lambda images: torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
 
 
 def quantize(source: Path, target: Path, batches: Iterable) -> None:
-    """Writes the int8 network: weights a channel, activations a tensor, whose ranges `batches` of images show.
+    """Writes the int8 network: weights quantised per channel, activations per tensor, with the ranges seen in
+    `batches`.
 
     ONNX Runtime's static quantisation in its QDQ form,
-    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
-    Activations are unsigned: ONNX Runtime 1.31 joins signed ones behind a ReLU with no convolution, which makes the
-    network slower than in float32.
+    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html Activations are unsigned: ONNX Runtime
+    1.31 does not fuse signed ones after a ReLU with any convolution, which makes the network slower than in float32.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -131,7 +132,7 @@ def quantize(source: Path, target: Path, batches: Iterable) -> None:
 
 
 def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU adds products of bytes in 16 bits, which takes weights of 7: an x86 without VNNI (Linux)."""
+    """Whether this CPU adds byte products in 16 bits, so that weights need 7 bits: an x86 without VNNI (Linux)."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return any(line.startswith("flags") and "vnni" not in line for line in lines)
 
@@ -140,13 +141,13 @@ def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def on_device(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> Function:
-    """A copy of it there, in that precision, for images from anywhere."""
+    """A copy of the network on this device, in this precision, that takes images from any device."""
     network = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last)
     return lambda images: network(images.to(device, dtype))
 
 
 def ways(network: nn.Module, device: torch.device) -> dict[str, Function]:
-    """Without a package more: on the CPU, and on the GPU where that is the device."""
+    """Ways to run the network without further packages: on the CPU, and on the GPU if that is the device."""
     found = {"torch": on_device(network, torch.device("cpu"))}
     if device.type == "cuda":
         found["gpu"] = on_device(network, device)
@@ -155,10 +156,10 @@ def ways(network: nn.Module, device: torch.device) -> dict[str, Function]:
 
 
 def answers_of(network: nn.Module, found: Mapping[str, Function], batches: Any) -> tuple[dict[str, Any], Tensor]:
-    """What a network costs and answers: facts for JSON, accuracies and errors in percent; the classes [N] it predicts.
+    """A network's costs and accuracies (percent) for JSON, and its predicted classes [N].
 
-    Half of the test images fit the temperature, and both calibration errors are of the other half. batches: of all of
-    them, with `labels`.
+    One half of the test images fits the temperature; both calibration errors are from the other half. batches: all test
+    images, with `labels`.
     """
     labels = batches.labels
     logits = {name: logits_of(function, batches) for name, function in found.items()}
@@ -177,14 +178,14 @@ def answers_of(network: nn.Module, found: Mapping[str, Function], batches: Any) 
 
 
 def onnx_ways(network: nn.Module, plain: Path, int8: Path, ranges: Iterable, threads: int) -> dict[str, Function]:
-    """By ONNX Runtime (optional) on the CPU, from the two files that are written. ranges: batches for `quantize`."""
+    """Ways to run it with ONNX Runtime (optional) on the CPU. Writes both files. ranges: batches for `quantize`."""
     plain.write_bytes(to_onnx(network, next(iter(ranges)).images[:2])[0])
     quantize(plain, int8, ranges)
     return {"onnx": onnx_function(plain, threads), "int8": onnx_function(int8, threads)}
 
 
 def call_of(way: str, function: Function, images: Tensor, device: torch.device) -> Callable[[], object]:
-    """What is timed: the answer is there when it returns, and its images are there before."""
+    """The call to time: it waits for the result, and its images are on the device beforehand."""
     if not way.startswith("gpu"):
         return lambda: function(images)
     images = images.to(device)
@@ -195,7 +196,7 @@ def call_of(way: str, function: Function, images: Tensor, device: torch.device) 
 
 
 class Timing(NamedTuple):
-    """Seconds of a call: the median round, the fastest and the slowest, each itself a median of calls."""
+    """Seconds of a call: median, fastest and slowest round; each round is a median of calls."""
 
     median: float
     low: float
@@ -203,9 +204,9 @@ class Timing(NamedTuple):
 
 
 def time_in_turn(calls: Mapping[Hashable, Callable[[], object]], rounds: int) -> dict[Hashable, Timing]:
-    """Times all of them round after round, so that what slows the machine for a while slows each of them.
+    """Times all calls round by round, so that a temporary slowdown of the machine affects all of them.
 
-    A turn lasts at least TURN seconds and one call; a first round warms up and is not counted. A call has to wait for
+    A turn lasts at least TURN seconds and one call. The first round warms up and does not count. A call must wait for
     its device.
     """
     found: dict[Hashable, list[float]] = {key: [] for key in calls}
@@ -217,7 +218,7 @@ def time_in_turn(calls: Mapping[Hashable, Callable[[], object]], rounds: int) ->
 
 @torch.no_grad()
 def turn(call: Callable[[], object]) -> float:
-    """The median call. The first is left out where there are others: the caches hold what others left there."""
+    """The median call, without the first if there are others, because it finds another call's data in the caches."""
     marks = [time.perf_counter()]
     while marks[-1] < marks[0] + TURN:
         call()

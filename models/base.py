@@ -1,4 +1,4 @@
-"""What every network returns, and the table of networks."""
+"""The contract of the networks, and their registry."""
 
 import contextlib
 import difflib
@@ -30,17 +30,17 @@ __all__ = [
 
 
 class Output(NamedTuple):
-    """What a network returns when asked for its features (`is_feat=True`)."""
+    """What a network returns for `is_feat=True`."""
 
-    logits: Tensor  # [B, K]; of a network with a distillation head the mean of both heads', see `separate_heads`
+    logits: Tensor  # [B, K]; with a distillation head, the mean of both heads' (see `separate_heads`)
     feats: tuple[Tensor, ...]  # stem, stage 1 .. stage n, as the next stage sees them   [B, C_i, H_i, W_i]
     preacts: tuple[Tensor, ...]  # the same places before their ReLU (WRN: after the next BatchNorm)
     pooled: Tensor  # [B, D], what the classifier reads
-    dist: tuple[Tensor, ...] = ()  # the distillation head's logits [B, K]; no tensor where a network has none
+    dist: tuple[Tensor, ...] = ()  # the distillation head's logits [B, K]; empty for networks without one
 
 
 class Images(NamedTuple):
-    """What networks are given: images of one size, of which `mean` was subtracted and which were divided by `std`."""
+    """What networks are given: images of one size, normalised by mean and std."""
 
     size: tuple[int, int]  # height, width
     mean: tuple[float, ...]  # per channel, of values in 0..1
@@ -48,17 +48,17 @@ class Images(NamedTuple):
 
 
 class Network(nn.Module):
-    """Base of the networks. Subclasses give `features(x) -> (feats, preacts, pooled)` and name their classifier.
+    """Base class of the networks: model(x) -> logits [B, K]; model(x, is_feat=True) -> Output.
 
-    model(x) -> logits [B, K]; model(x, is_feat=True) -> Output.
+    A subclass implements `features` and names its classifier in `head_name`.
     """
 
     head_name = "fc"  # dotted path of the classifier, an nn.Linear
     learning_rate = 0.05  # RepDistiller's rate for this network at batch 64
-    separate_heads = False  # True: in train mode the logits of an Output are the class head's alone
+    separate_heads = False  # True: in train mode, an Output's logits are only the class head's
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """Images [B, 3, H, W] to (feats, preacts, pooled) as in Output; the first two have equal lengths."""
+        """Images [B, 3, H, W] to (feats, preacts, pooled) as in Output. feats and preacts have equal lengths."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
@@ -72,33 +72,33 @@ class Network(nn.Module):
 
     @property
     def head_names(self) -> tuple[str, ...]:
-        """Paths of the classifiers whose mean the logits are, `head_name` first."""
+        """Paths of the classifiers, `head_name` first. The logits are their mean."""
         return (self.head_name,)
 
     def reset_head(self, num_classes: int) -> None:
-        """Puts new, freshly initialised classifiers in the old ones' places, on their device and of their dtype."""
+        """Replaces the classifiers by new, freshly initialised ones, of the same device and dtype."""
         like = {"device": self.head.weight.device, "dtype": self.head.weight.dtype}
         self.replace_heads(lambda old: nn.Linear(old.in_features, num_classes, **like))
 
     def replace_heads(self, new: Callable[[nn.Linear], nn.Module]) -> None:
-        """Puts new(classifier) in each classifier's place."""
+        """Replaces each classifier by new(classifier)."""
         for name in self.head_names:
             parent, _, leaf = name.rpartition(".")
             self.get_submodule(parent).register_module(leaf, new(self.get_submodule(name)))
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
-        """The BatchNorms whose output a stage's last ReLU reads, stage 1 .. n (the overhaul loss reads margins there).
+        """The BatchNorms before the last ReLU of stages 1 .. n, from which the overhaul loss reads its margins.
 
-        Raises ValueError where the network has none.
+        Raises ValueError if the network has none.
         """
         raise ValueError(
-            f"{type(self).__name__} names no BatchNorms before the last ReLU of its stages, "
-            "from which the overhaul loss reads its margins; choose another teacher"
+            f"{type(self).__name__} names no BatchNorms before the last ReLU of its stages; "
+            "the overhaul loss reads its margins from these: choose another teacher"
         )
 
 
 def init_convs(model: nn.Module) -> None:
-    """He initialisation of every convolution, by its outputs; biases start at zero (https://arxiv.org/abs/1502.01852)."""
+    """He initialisation of every convolution, by fan-out; zero biases (https://arxiv.org/abs/1502.01852)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -107,12 +107,12 @@ def init_convs(model: nn.Module) -> None:
 
 
 class TooLarge(ValueError):
-    """A network has more weights than it may have."""
+    """A network has more weights than allowed."""
 
 
 @contextlib.contextmanager
 def at_most(parameters: int, elements: int) -> Iterator[None]:
-    """Raises TooLarge as soon as what the block builds has more parameters than that, or more elements in them."""
+    """Raises TooLarge as soon as the block builds more parameters, or more elements in them, than these."""
     left = [parameters, elements]
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -133,16 +133,16 @@ class Family(Protocol):
     """A package's networks, called `<family>:<name>`, or `<family>:<name>@<size>` for images of that size."""
 
     def names(self) -> list[str]:
-        """Raises ValueError where the package is not there, as all of these do."""
+        """All names. Like every method here, raises ValueError if the package is not installed."""
 
     def build(self, name: str, num_classes: int, images: Images | None, drop_path: float | None = None) -> Network:
-        """images: what the network will be given; it makes of them what it needs. None: as it needs them."""
+        """images: what the network will be given, and is adapted to. None: images as its own weights need them."""
 
     def own_size(self, name: str) -> int:
-        """Pixels of the images that the published weights were trained on."""
+        """Image size in pixels that the published weights were trained on."""
 
     def published(self, name: str) -> dict[str, Tensor]:
-        """The published weights. Raises ValueError where there are none or they cannot be had."""
+        """The published weights. Raises ValueError if there are none or the download fails."""
 
 
 _networks: dict[str, Callable[..., nn.Module]] = {}
@@ -156,7 +156,7 @@ def register(name: str, build: Callable[..., nn.Module]) -> None:
 
 
 def register_pattern(pattern: str, build: Callable[..., nn.Module]) -> None:
-    """Makes every name that fully matches the regular expression available; its groups go to build as strings."""
+    """Makes every name that fully matches the regular expression available. build gets its groups as strings."""
     _patterns.append((re.compile(pattern), build))
 
 
@@ -180,7 +180,7 @@ def is_model(name: str) -> bool:
 
 
 def find_in_family(name: str) -> tuple[Family, str]:
-    """Family and name of `prefix:name`. Raises ValueError, with the near names, where there is none."""
+    """Family and name of `prefix:name`. Raises ValueError, listing similar names, if there is none."""
     prefix, _, rest = name.partition(":")
     family, known = _families[prefix], _families[prefix].names()
     arch = re.split("[.@]", rest)[0]  # timm names published weights behind a dot
@@ -193,14 +193,24 @@ def find_in_family(name: str) -> tuple[Family, str]:
 def create_model(
     name: str, num_classes: int, images: Images | None = None, drop_path: float | None = None
 ) -> nn.Module:
-    """Builds a network by name. Raises ValueError, with the near names, where there is none.
+    """Builds a network by name.
 
-    images: what the network will be given. Ours take any; a package's network is built for their size where it can be,
-    else resizes them, and normalises them as its own weights want them. drop_path: the rate at which the network skips
-    its blocks in training. Raises ValueError for one that cannot.
+    Args:
+        name: one of `model_names()`, a registered pattern such as `wrn_28_4`, or `timm:NAME`, `torchvision:NAME`.
+        num_classes: outputs of the classifier.
+        images: what the network will be given. This project's networks take any size. A package's network is built for
+            that size or, if it cannot be, resizes the images; it also normalises them as its own weights need.
+        drop_path: rate at which timm's networks skip blocks in training.
+
+    Raises:
+        ValueError: unknown name (the message lists similar ones), or a network without drop_path.
+
+    Example:
+        model = create_model("resnet8x4", num_classes=100)
+        logits, feats, preacts, pooled, _ = model(torch.randn(2, 3, 32, 32), is_feat=True)
     """
     if drop_path is not None and name.partition(":")[0] not in _families:
-        raise ValueError("takes no --drop_path, as timm:NAME do")
+        raise ValueError("does not take --drop_path; timm:NAME networks do")
     if name in _networks:
         return _networks[name](num_classes=num_classes)
     for pattern, build in _patterns:
@@ -215,7 +225,7 @@ def create_model(
 
 
 def at_own_size(name: str) -> str:
-    """The name with the size of the images that its published weights were trained on, where it says none."""
+    """The name, with the image size of its published weights if it gives no size."""
     if name.partition(":")[0] not in _families or "@" in name:
         return name
     family, rest = find_in_family(name)
@@ -223,7 +233,7 @@ def at_own_size(name: str) -> str:
 
 
 def published_weights(name: str) -> dict[str, Tensor]:
-    """A state dict. Raises ValueError where none is published or it cannot be had."""
+    """The published state dict. Raises ValueError if there is none or the download fails."""
     if name.partition(":")[0] not in _families:
         families = " and ".join(f"{prefix}:NAME" for prefix in _families)
         raise ValueError(f"{name}: no published weights; {families} have some, this needs a file")
@@ -233,8 +243,15 @@ def published_weights(name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def probe(model: nn.Module, images: Tensor) -> Output:
-    """What the network returns for two images of the size of `images` [..., C, H, W], one lighter from pixel to pixel
-    and one darker: shapes to build from, and values that show what is computed from what."""
+    """Runs the network on two dummy images, to read shapes, and to find out which value is computed from which.
+
+    Args:
+        model: any Network; its mode is restored.
+        images: any images of the size to use, [..., C, H, W]. Only the shape is read.
+
+    Returns:
+        The Output in eval mode for a ramp of brightness and its negative.
+    """
     was_training = model.training
     parameter, shape = next(model.parameters()), images.shape[-3:]
     ramp = torch.linspace(-2, 2, math.prod(shape), dtype=parameter.dtype, device=parameter.device).view(shape)

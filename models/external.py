@@ -1,4 +1,4 @@
-"""Networks of other packages behind the contract, by forward hooks; state dicts keep the package's own names."""
+"""Networks of other packages under the same contract, by forward hooks. State dicts keep the package's own names."""
 
 import functools
 import math
@@ -15,27 +15,27 @@ from .base import Images, Network, Output, TooLarge
 
 IMAGENET = Images((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-_here = threading.local()  # nn.DataParallel runs replicas, which share their hooks, in a thread each
+_here = threading.local()  # nn.DataParallel runs each replica in a thread; replicas share their hooks
 
 
 class Place(NamedTuple):
-    """Where hooks read: what goes into a module or what comes out of it."""
+    """Where a hook reads: the input or the output of a module."""
 
     module: str
     is_input: bool = False
 
 
 class Plan(NamedTuple):
-    """What a look at a network found."""
+    """What running a network once found out about it."""
 
-    heads: tuple[str, ...]  # its classifier, and where it has one that of its distillation head
-    places: dict[str, Place]  # what hooks keep, by key: "pooled", "preact i" where a ReLU ends stage i, maps, "head i"
-    feats: tuple[tuple[str, str | int], ...]  # key and layout: NCHW, NHWC, or tokens behind so many others
+    heads: tuple[str, ...]  # names of the classifier and, if there is one, of the distillation head
+    places: dict[str, Place]  # what hooks store, by key: "pooled", "preact i" if a ReLU ends stage i, maps, "head i"
+    feats: tuple[tuple[str, str | int], ...]  # key, and layout: NCHW, NHWC, or number of tokens before the patches
     indices: tuple[int, ...] = ()  # of the maps that the package's own code returns
 
 
 class Call(NamedTuple):
-    """A module's call, as a look at the network saw it."""
+    """One call of a module."""
 
     name: str
     input: Tensor
@@ -49,7 +49,7 @@ def _keep(key: str, is_input: bool, module: nn.Module, args: tuple, output: Tens
 
 
 class PackageFamily:
-    """What packages have in common. Subclasses say how theirs names, builds, runs and publishes networks."""
+    """What the packages share. A subclass says how its package names, builds, runs and publishes networks."""
 
     prefix: str
 
@@ -57,7 +57,7 @@ class PackageFamily:
         raise NotImplementedError
 
     def own(self, name: str) -> Images:
-        """What the published weights were trained on."""
+        """Image size and normalisation of the published weights."""
         raise NotImplementedError
 
     def create(self, name: str, num_classes: int, **arguments: Any) -> nn.Module:
@@ -65,30 +65,33 @@ class PackageFamily:
         raise NotImplementedError
 
     def arguments_for(self, name: str, net: nn.Module, size: tuple[int, int]) -> tuple[dict, tuple[int, int]]:
-        """What `create` must be told of the size of the images, and the nearest size above that it can be told."""
+        """Arguments of `create` for images of this size, and the next larger size that it can be built for."""
         return {}, size
 
     def plan(self, net: nn.Module, images: Tensor) -> Plan:
-        """Finds the places by running the network on images of its own size. Raises ValueError where it cannot."""
+        """Finds the places of features by running the network on images of its own size.
+
+        Raises ValueError if it cannot.
+        """
         raise NotImplementedError
 
     def run(self, net: nn.Module, x: Tensor, indices: tuple[int, ...], kept: dict[str, Tensor]) -> Tensor:
-        """Logits. Hooks fill `kept` in the meantime; maps that the package returns go there too."""
+        """Logits. Meanwhile hooks fill `kept`; maps that the package returns are added to it."""
         return net(x)
 
     def convert(self, net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights for another input size, or with older names, as this network has them."""
+        """Converts weights of another input size, or with older names, to this network's."""
         return weights
 
     def download(self, name: str) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def skeleton(self, name: str, **arguments: Any) -> nn.Module:
-        """The package's network without memory for its weights."""
+        """The package's network on the meta device, without memory for its weights."""
         try:
             with torch.device("meta"):
                 return self.create(name, 2, **arguments)
-        except NotImplementedError:  # it computes its shapes with tensors
+        except NotImplementedError:  # the network computes shapes from values of tensors
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 return self.create(name, 2, **arguments).to("meta")
 
@@ -96,14 +99,16 @@ class PackageFamily:
         return self.own(name).size[0]
 
     def dropping(self, name: str, rate: float) -> dict[str, Any]:
-        """What `create` must be told for the blocks to be skipped at this rate. Raises ValueError where it cannot."""
-        raise ValueError(f"{self.prefix}:{name}: takes no --drop_path, as timm:NAME do")
+        """Arguments of `create` for this drop_path rate. Raises ValueError if the network does not have one."""
+        raise ValueError(f"{self.prefix}:{name}: does not take --drop_path; timm:NAME networks do")
 
     def build(self, name: str, num_classes: int, images: Images | None, drop_path: float | None = None) -> Network:
         name, _, at = name.partition("@")
         if at and not (at.isdigit() and int(at)):
-            raise ValueError(f"{self.prefix}:{name}@{at}: expected a size in pixels behind the @")
-        asked = (int(at), int(at)) if at else images.size if images else None
+            raise ValueError(f"{self.prefix}:{name}@{at}: expected a size in pixels after the @")
+        asked = images.size if images else None
+        if at:
+            asked = (int(at), int(at))
         plan, (arguments, size) = _plan(self, name), _fit(self, name, asked, bool(at))
         if drop_path is not None:
             arguments = arguments | self.dropping(name, drop_path)
@@ -117,15 +122,23 @@ class PackageFamily:
         name = name.partition("@")[0]
         try:
             return self.download(name)
-        except Exception as error:  # packages raise their download libraries' errors, which have no common base
+        except Exception as error:  # errors of download libraries have no common base class
             raise ValueError(f"{self.prefix}:{name}: no published weights: {_first_line(error)}") from None
 
 
 class External(Network):
-    """A package's network under the contract.
+    """A package's network under the contract of Network.
 
-    Where a ReLU ends a stage, its input is the pre-activation; elsewhere the map itself stands for it. Images are
-    normalised anew by the network's own mean and deviation, and resized to `size` where it is given.
+    If a ReLU ends a stage, its input is the pre-activation; otherwise the map itself is. Images are normalised again
+    with the network's own mean and deviation, and resized to `size` if it is given.
+
+    Args:
+        family: the package.
+        plan: where the features are.
+        net: the package's network.
+        size: height and width to resize to.
+        own: size and normalisation of the published weights.
+        images: what the network will be given.
     """
 
     def __init__(
@@ -143,7 +156,7 @@ class External(Network):
         convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
         depthwise = any(conv.groups == conv.in_channels > 1 for conv in convs)
         if depthwise or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
-            self.learning_rate = 0.01  # RepDistiller's for mobile networks; transformers bear no more either
+            self.learning_rate = 0.01  # RepDistiller's for mobile networks; transformers need a low rate too
         given = images or own
         mean, std, to_mean, to_std = (
             torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (given.mean, given.std, own.mean, own.std)
@@ -162,10 +175,10 @@ class External(Network):
         else:
             module.register_forward_hook(partial(_keep, key, False))
         if key.startswith("preact"):
-            module.inplace = False  # its input is returned
+            module.inplace = False  # a ReLU must not overwrite its input, which is returned
 
     def fit(self, x: Tensor) -> Tensor:
-        """Images as the network wants them."""
+        """Normalises and resizes images for the network."""
         x = torch.addcmul(self.shift, x, self.scale)
         if self.size and x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
@@ -198,13 +211,13 @@ class External(Network):
                 self._watch(key, place)
 
     def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this kind of network with the names and shapes of this one, where they can be had so."""
+        """Weights with this network's names and shapes, if they can be converted; otherwise unchanged."""
         own = self.net.state_dict()
         if weights.keys() == own.keys() and all(weights[k].shape == own[k].shape for k in own):
             return weights
         try:
             return self.family.convert(self.net, dict(weights))
-        except Exception:  # another network's file: what does not fit is said by whoever loads it
+        except Exception:  # another network's file: loading it will report the mismatch
             return weights
 
 
@@ -219,7 +232,7 @@ def _with_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest
 
 
 def as_map(x: Tensor, layout: str | int, image: Tensor) -> Tensor:
-    """[B, C, H, W] of what a network computes of `image`; tokens are rows of patches, as long as the image is wide."""
+    """x as a map [B, C, H, W]. Tokens are rows of patches; their grid has the aspect ratio of `image`."""
     if layout == "NCHW":
         return x
     if layout == "NHWC":
@@ -230,7 +243,7 @@ def as_map(x: Tensor, layout: str | int, image: Tensor) -> Tensor:
 
 
 def layout_of(x: Tensor) -> str | int:
-    """The layout of a map of a square image."""
+    """The layout of a map that was computed from a square image."""
     if x.dim() == 3:
         return x.shape[1] - math.isqrt(x.shape[1]) ** 2
     return "NHWC" if x.shape[1] == x.shape[2] != x.shape[3] else "NCHW"
@@ -238,7 +251,7 @@ def layout_of(x: Tensor) -> str | int:
 
 @torch.no_grad()
 def look(net: nn.Module, names: list[str], run: Any) -> list[Call]:
-    """The calls of the named modules in `run()`, in order; those alone that take and return a tensor."""
+    """Runs `run()` and returns the calls of the named modules, in order, if they take and return a tensor."""
     calls: list[Call] = []
 
     def note(name: str, module: nn.Module, args: tuple, output: Any) -> None:
@@ -257,22 +270,23 @@ def relus(net: nn.Module) -> list[str]:
 
 
 def preacts(net: nn.Module, calls: list[Call], maps: list[Tensor]) -> dict[str, Place]:
-    """The ReLUs that the stages' maps come from, as places of their pre-activations."""
+    """Places of pre-activations: the inputs of the ReLUs that output the stages' maps."""
     ends = {id(call.output): call.name for call in calls if isinstance(net.get_submodule(call.name), nn.ReLU)}
     return {f"preact {i}": Place(ends[id(x)], True) for i, x in enumerate(maps) if i and id(x) in ends}
 
 
 def classifiers(net: nn.Module, heads: Sequence[str], calls: list[Call], logits: Tensor) -> dict[str, Place]:
-    """What the first classifier reads, and what each of several returns, whose mean the logits are.
+    """Places of the first classifier's input and, if there are several, of each one's output (the logits are their
+    mean).
 
-    Raises ValueError where one reads no vector, or the only one's answer is not the logits.
+    Raises ValueError if a classifier does not read a vector, or if the only one does not output the logits.
     """
     for head in heads:
         if not isinstance(net.get_submodule(head), nn.Linear):
             raise ValueError(f"its classifier is a {type(net.get_submodule(head)).__name__}, not one linear layer")
         last = [call for call in calls if call.name == head][-1:]
         if not last or last[0].input.dim() != 2 or (len(heads) == 1 and last[0].output is not logits):
-            raise ValueError(f"what its classifier {head} returns are not its logits")
+            raise ValueError(f"its classifier {head} does not return the logits")
     several = {f"head {i}": Place(head) for i, head in enumerate(heads)} if len(heads) > 1 else {}
     return {"pooled": Place(heads[0], True)} | several
 
@@ -289,7 +303,7 @@ def _plan(family: PackageFamily, name: str) -> Plan:
         return family.plan(_skeleton(family, name, **arguments), torch.zeros(1, 3, *size, device="meta"))
     except TooLarge:
         raise
-    except Exception as error:  # whatever a network raises that is not built as the others are
+    except Exception as error:  # an unusual network can raise anything
         raise ValueError(f"{family.prefix}:{name}: cannot be used here: {_first_line(error)}") from None
 
 
@@ -297,7 +311,7 @@ def _plan(family: PackageFamily, name: str) -> Plan:
 def _fit(
     family: PackageFamily, name: str, asked: tuple[int, int] | None, exact: bool
 ) -> tuple[dict, tuple[int, int] | None]:
-    """Arguments for images of the size asked for, and the size to resize to: None where they can stay as they are."""
+    """Arguments for images of the asked size, and the size to resize to (None: no resizing)."""
     own, net = family.own(name).size, _skeleton(family, name)
     for wanted in [asked or own] if exact else [asked or own, own]:
         arguments, size = family.arguments_for(name, net, wanted)
@@ -308,7 +322,7 @@ def _fit(
                 _skeleton(family, name, **arguments)(torch.zeros(2, 3, *size, device="meta"))
         except TooLarge:
             raise
-        except Exception:  # a size that it does not take; networks say so in many ways
+        except Exception:  # networks raise different errors for sizes that they do not take
             continue
         return arguments, None if size == (asked or own) and not exact and not arguments else size
     sizes = "images of {}x{}; its own are of {}x{}".format(*wanted, *own)

@@ -1,7 +1,7 @@
 """MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, https://arxiv.org/abs/1801.04381
 
-Half width, for small images. Differs from the paper: ReLU for ReLU6; stride 1 in the 24-channel stage; the first block
-keeps its 1x1 expansion though it expands by 1; channels are not rounded to multiples of 8; no dropout. Stages end
+Half width, for small images. Differs from the paper: ReLU instead of ReLU6; stride 1 in the 24-channel stage; the first
+block has a 1x1 expansion although it expands by 1; channels are not rounded to multiples of 8; no dropout. Stages end
 without a ReLU, so features and pre-activations are the same.
 """
 
@@ -75,7 +75,7 @@ class MobileNetV2(Network):
         return tuple(feats), tuple(feats), pooled
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
-        """The last BatchNorm of stages 1 .. 4, although no ReLU follows it here."""
+        """The last BatchNorm of stages 1 .. 4. No ReLU follows it here."""
         return [self.blocks[i][-1].conv[-1] for i in FEATURES]
 
 

@@ -1,8 +1,8 @@
 """Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385
 
 The networks for 32x32 images of section 4.2. Differs from the paper: where the shape changes, the shortcut is a 1x1
-convolution with BatchNorm (the paper pads with zeros). The x4 networks have four times the channels, and a stem twice
-as wide.
+convolution with BatchNorm (the paper pads with zeros). The x4 networks have four times the channels, with a stem only
+twice as wide.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Gives the sum before the block's last ReLU, because a stage's last sum is its pre-activation."""
+    """Returns the sum before the last ReLU: in a stage's last block, this is the pre-activation."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Network):
-    """Depth 6n+2: three stages of n blocks. widths: channels of the stem and of the stages."""
+    """Depth 6n+2: three stages of n blocks. widths: channels of the stem and the stages."""
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ResNet(Network):
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last one's preact is returned
+                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
             feats.append(x)
             preacts.append(preact)
         return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)

@@ -1,7 +1,7 @@
 """Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385
 
-The ImageNet networks of section 4.1, for small images: a 3x3 stem of stride 1 in place of the 7x7 one of stride 2, and
-no max-pooling. Differs from the paper also in the bottleneck, which takes its stride in the 3x3 convolution.
+The ImageNet networks of section 4.1, for small images: a 3x3 stem of stride 1 instead of the 7x7 one of stride 2, and
+no max-pooling. Also differs from the paper: the bottleneck has its stride in the 3x3 convolution.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Gives the sum before the block's last ReLU, because a stage's last sum is its pre-activation."""
+    """Returns the sum before the last ReLU: in a stage's last block, this is the pre-activation."""
 
     expansion = 1
 
@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """As BasicBlock: the sum before the last ReLU, of 4 * width channels."""
+    """Returns the sum before the last ReLU, as BasicBlock does, with 4 * width channels."""
 
     expansion = 4
 
@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """blocks: how many of them each of the four stages has."""
+    """blocks: number of blocks in each of the four stages."""
 
     head_name = "linear"
 
@@ -102,7 +102,7 @@ class ResNet(Network):
         for stage in self.stages:
             for block in stage:
                 preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last one's preact is returned
+                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
             feats.append(x)
             preacts.append(preact)
         return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)

@@ -1,9 +1,9 @@
 """ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018,
 https://arxiv.org/abs/1707.01083
 
-Three groups, for small images: a 1x1 stem of stride 1 in place of the 3x3 one of stride 2, and no max-pooling. Differs
-from the paper: ReLU also after the depthwise convolution; where the map shrinks, the branch comes before the shortcut.
-Weights start as PyTorch's defaults.
+Three groups, for small images: a 1x1 stem of stride 1 instead of the 3x3 one of stride 2, and no max-pooling. Differs
+from the paper: ReLU also after the depthwise convolution; where the map shrinks, the branch's channels come before the
+shortcut's. PyTorch's default initialisation.
 """
 
 import torch
@@ -18,12 +18,12 @@ STAGES = ((240, 4), (480, 8), (960, 4))  # channels, blocks
 
 
 class Block(nn.Module):
-    """Gives the sum (or, where the map shrinks, the concatenation) before the block's last ReLU."""
+    """Returns the sum (where the map shrinks: the concatenation) before the block's last ReLU."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        c_branch = c_out if stride == 1 else c_out - c_in  # the shortcut brings the rest
+        c_branch = c_out if stride == 1 else c_out - c_in  # the shortcut provides the rest
         hidden = c_branch // 4
         self.groups = 1 if c_in == STEM else GROUPS  # the stem has too few channels to be grouped
         self.conv1 = nn.Conv2d(c_in, hidden, 1, groups=self.groups, bias=False)
@@ -66,7 +66,7 @@ class ShuffleNetV1(Network):
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last one's preact is returned
+                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
             feats.append(x)
             preacts.append(preact)
         return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)

@@ -1,9 +1,9 @@
 """ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018,
 https://arxiv.org/abs/1807.11164
 
-For small images: a 1x1 stem of stride 1 in place of the 3x3 one of stride 2, and no max-pooling. Differs from the
-paper: width 2 has 224 channels in its first stage, not 244. Weights start as PyTorch's defaults. A stage's
-pre-activation is taken before its last ReLU and shuffle, so the order of its channels is not the feature's.
+For small images: a 1x1 stem of stride 1 instead of the 3x3 one of stride 2, and no max-pooling. Differs from the paper:
+width 2 has 224 channels in its first stage, not 244. PyTorch's default initialisation. A stage's pre-activation is
+taken before its last ReLU and shuffle, so its channels are in another order than the feature's.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ WIDTHS = {  # channels of the three stages and of the last convolution
 
 
 class Block(nn.Module):
-    """Transforms half of the channels. Gives both halves before the last ReLU and the shuffle."""
+    """Transforms half of the channels. Returns both halves before the last ReLU and the shuffle."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, out = x.chunk(2, dim=1)
+        unchanged, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)), inplace=True)
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
-        return torch.cat([kept, out], 1)
+        return torch.cat([unchanged, out], 1)
 
 
 class DownBlock(nn.Module):
-    """Halves the map. Two branches see all channels: conv1-2 and conv3-5. Gives both as Block does."""
+    """Halves the map. Two branches see all channels: conv1-2 and conv3-5. Returns both, as Block does."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ShuffleNetV2(Network):
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 preact = block(x)
-                # the kept half is never negative, so one ReLU may pass over both; the last preact is returned
+                # the unchanged half is never negative, so one ReLU works for both; the last block's preact is returned
                 x = F.channel_shuffle(F.relu(preact, inplace=block is not stage[-1]), 2)
             feats.append(x)
             preacts.append(preact)

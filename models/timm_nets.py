@@ -17,7 +17,7 @@ from .external import IMAGENET, PackageFamily, Place, Plan
 
 def package() -> ModuleType:
     try:
-        import timm  # here, because it is optional, and slow to import
+        import timm  # here, because it is optional and slow to import
     except ImportError:
         raise ValueError("timm:NAME needs the package timm (pip install timm)") from None
     return timm
@@ -54,20 +54,21 @@ class Timm(PackageFamily):
         try:
             self.skeleton(name, **arguments)
         except TypeError:
-            raise ValueError(f"{self.prefix}:{name}: takes no --drop_path") from None
+            raise ValueError(f"{self.prefix}:{name}: does not take --drop_path") from None
         return arguments
 
     def plan(self, net: nn.Module, images: Tensor) -> Plan:
         stages = list(net.feature_info)
         indices = list(range(len(stages)))
-        if n_same := len(stages) * (len({stage["reduction"] for stage in stages}) == 1):
-            # blocks of one resolution: the first stands for the stem, every quarter of the depth for a stage
-            indices = sorted({0, *(-(-n_same * quarter // 4) - 1 for quarter in (1, 2, 3, 4))})
+        one_resolution = len({stage["reduction"] for stage in stages}) == 1
+        if one_resolution:
+            # the first block stands for the stem, the last block of each quarter of the depth for a stage
+            indices = sorted({0, *(-(-len(stages) * quarter // 4) - 1 for quarter in (1, 2, 3, 4))})
         first = stages[0]["module"]
-        # `act1` before `layer1` is a stem; `stages.0` before `stages.1` is not, and what it reads is
-        has_stem = bool(n_same) or kind(first) != kind(stages[1]["module"])
+        # `act1` before `layer1` is a stem; `stages.0` before `stages.1` is not: there its input is the stem's map
+        has_stem = one_resolution or kind(first) != kind(stages[1]["module"])
         classifier = net.get_classifier()
-        # two where there is a distillation head: outside `distilled_training`, which stays off, their mean is returned
+        # two with a distillation head; the network returns their mean, because `distilled_training` stays off
         several = isinstance(classifier, tuple) and hasattr(net, "set_distilled_training")
         parts = classifier if several else (classifier,)
         heads = tuple(name for part in parts for name, module in net.named_modules() if module is part)
@@ -76,7 +77,7 @@ class Timm(PackageFamily):
 
         found: dict[str, Tensor] = {}
         watched = [*external.relus(net), *heads]
-        if not has_stem and first in dict(net.named_modules()):  # a few networks name what they do not have
+        if not has_stem and first in dict(net.named_modules()):  # a few networks name modules that do not exist
             watched.append(first)
         calls = external.look(net, watched, lambda: found.update(logits=self.run(net, images, tuple(indices), found)))
         places = external.classifiers(net, heads, calls, found.pop("logits"))
@@ -86,7 +87,7 @@ class Timm(PackageFamily):
             stem = [call.input for call in calls if call.name == first and call.input.dim() == 4]
             if stem:
                 places["stem"] = Place(first, True)
-            # tokens of a network with stages may be in any order: the first stage's map stands for the stem as well
+            # tokens of a network with stages may be in any order, so the first stage's map stands for the stem too
             feats.insert(0, ("stem", external.layout_of(stem[0])) if stem else feats[0])
             maps.insert(0, stem[0] if stem else maps[0])
         if any(x.dim() != 4 for x in maps):

@@ -13,13 +13,13 @@ from . import external
 from .base import Images, register_family
 from .external import Call, PackageFamily, Place, Plan
 
-# parts that change a map's form, or take its scale away, after a stage's end
+# parts after a stage's end that only reshape or rescale its map
 BETWEEN = (nn.LayerNorm, nn.Dropout, Permute)
 CONTAINERS = ("features", "trunk_output", "encoder", "layers", "blocks")
 
 
 def chain(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """The network's parts in a row: its children, and those of the containers that hold its stages."""
+    """Names of the network's parts in order: its children, and those of the containers that hold its stages."""
     for name, child in module.named_children():
         if name in CONTAINERS:
             yield from chain(child, f"{prefix}{name}.")
@@ -32,10 +32,10 @@ def resolution(x: Tensor) -> int:
 
 
 def ends(net: nn.Module, calls: list[Call]) -> list[Call]:
-    """The ends of stem and stages: of parts of one resolution the last; of blocks of tokens every quarter's last."""
+    """The calls that end stem and stages: the last part of each resolution, or the last token block of each quarter."""
     parts = {call.name: net.get_submodule(call.name) for call in calls}
     blocks = [call for call in calls if call.output.dim() == 3 and list(parts[call.name].children())]
-    if blocks:  # the first stands for the stem
+    if blocks:  # the first one stands for the stem
         return [blocks[0], *(blocks[-(-len(blocks) * quarter // 4) - 1] for quarter in (1, 2, 3, 4))]
     maps = [
         call
@@ -45,7 +45,7 @@ def ends(net: nn.Module, calls: list[Call]) -> list[Call]:
         and "Pool" not in type(parts[call.name]).__name__
     ]
     stages = list({resolution(call.output): call for call in maps}.values())
-    # what has parts and follows something at the first resolution is a stage, else the stem
+    # at the first resolution, a module with children that follows another one is a stage; otherwise it is the stem
     is_stage = stages[0] is not maps[0] and any(parts[stages[0].name].children())
     return [maps[0], *stages] if is_stage else stages
 
@@ -89,7 +89,7 @@ class Torchvision(PackageFamily):
 
     def download(self, name: str) -> dict[str, Tensor]:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
-        # first as tensors alone: torchvision would run what a pickle that lies in its cache asks for
+        # weights_only first, because torchvision itself would unpickle anything in its cache
         torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
         return torchvision.models.get_model(name, weights="DEFAULT", progress=False).state_dict()
 

@@ -1,8 +1,8 @@
 """Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, https://arxiv.org/abs/1409.1556
 
-For small images. Differs from the paper: BatchNorm after every convolution; one linear layer on the averaged map in
-place of three; the last stage is averaged, not max-pooled; images under 64 pixels skip the pooling before it, so that
-32x32 still leaves it 4x4. vgg8 has one convolution a stage.
+For small images. Differs from the paper: BatchNorm after every convolution; one linear layer on the averaged map
+instead of three; the last stage is averaged, not max-pooled; images below 64 pixels skip the pooling before it, so that
+32x32 images still leave 4x4 cells. vgg8 has one convolution in each stage.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def stage(n: int, c_in: int, c_out: int) -> nn.Sequential:
-    """n times convolution, BatchNorm and ReLU, without the last ReLU: what it gives is the pre-activation."""
+    """n times convolution, BatchNorm and ReLU, without the last ReLU, so that it returns the pre-activation."""
     layers: list[nn.Module] = []
     for i in range(n):
         conv = nn.Conv2d(c_out if i else c_in, c_out, 3, padding=1)
@@ -25,7 +25,7 @@ def stage(n: int, c_in: int, c_out: int) -> nn.Sequential:
 
 
 class VGG(Network):
-    """convs: how many convolutions each of the five stages has."""
+    """convs: number of convolutions in each of the five stages."""
 
     head_name = "classifier"
 

@@ -1,4 +1,4 @@
-"""Networks around networks, which a method trains in the student's place: a checkpoint says how to build them again."""
+"""Wrapped networks, which a method trains in the student's place. A checkpoint says how to rebuild them."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,18 +8,18 @@ from torch import nn
 
 from .base import Network, TooLarge, create_model
 
-Layers = Sequence[Sequence[Any]]  # [name, arguments] of each Wrapper, the inner one first
+Layers = Sequence[Sequence[Any]]  # [name, arguments] of each Wrapper, innermost first
 
-MOST = 10  # wrappers around each other
+MOST = 10  # nested wrappers
 
 _wrappers: dict[str, type["Wrapper"]] = {}
 
 
 class Wrapper(Network):
-    """Base of networks around `network`: `class Projected(Wrapper, name="projected")`, in the file of its method.
+    """Base class of networks around `network`: `class Projected(Wrapper, name="projected")`, in its method's file.
 
-    A subclass takes the network and keyword arguments that JSON can hold, gives these to super().__init__, and has
-    `features` and `head_name` as every Network.
+    A subclass implements `features` and sets `head_name` as every Network does. Its `__init__` takes the network and
+    keyword arguments that JSON can hold, and passes them to super().__init__.
     """
 
     name: ClassVar[str]
@@ -37,14 +37,17 @@ class Wrapper(Network):
 
 
 def layers_of(network: nn.Module) -> list[list[Any]]:
-    """What `wrap` needs to build the wrappers of the network again; of others []."""
+    """The wrappers' names and arguments, from which `wrap` rebuilds them; [] for a network without wrappers."""
     if not isinstance(network, Wrapper):
         return []
     return [*layers_of(network.network), [network.name, network.arguments]]
 
 
 def wrap(network: nn.Module, layers: Layers) -> nn.Module:
-    """The network with these wrappers around it, untrained. Raises ValueError for what no wrapper can be made of."""
+    """Puts these wrappers, untrained, around the network.
+
+    Raises ValueError for an unknown wrapper or unfit arguments.
+    """
     if not isinstance(layers, (list, tuple)):
         raise ValueError(f"expected a list of wrappers, found {type(layers).__name__}")
     if len(layers) > MOST:
@@ -56,7 +59,7 @@ def wrap(network: nn.Module, layers: Layers) -> nn.Module:
                     network = _wrappers[name](network, **arguments)
                 except TooLarge:
                     raise
-                except Exception as error:  # arguments of a stranger's file can be anything
+                except Exception as error:  # the arguments of a downloaded file can be anything
                     raise ValueError(f"the wrapper {name}: {error}") from None
             case _:
                 raise ValueError(f"unknown wrapper {layer!r:.100}; known: {', '.join(_wrappers) or 'none'}")
@@ -64,11 +67,17 @@ def wrap(network: nn.Module, layers: Layers) -> nn.Module:
 
 
 def rebuild(name: str, num_classes: int, images: Any = None, layers: Layers = ()) -> nn.Module:
-    """As create_model, with the wrappers that a checkpoint names around it."""
+    """As create_model, with a checkpoint's wrappers around the network."""
     return wrap(create_model(name, num_classes, images), layers)
 
 
 def sketch(name: str, layers: Layers = (), num_classes: int = 2) -> nn.Module:
-    """The network without memory for its weights: to look at, not to run. Raises ValueError as `rebuild` does."""
+    """The network on the meta device: to look at its shapes without memory for its weights.
+
+    Raises ValueError as `rebuild`.
+
+    Example:
+        parameters = sum(p.numel() for p in sketch("resnet8x4", num_classes=100).parameters())
+    """
     with torch.device("meta"):
         return rebuild(name, num_classes, layers=layers)

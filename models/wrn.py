@@ -1,7 +1,7 @@
 """Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146
 
 wrn_D_W: depth D = 6n+4, W times the channels of the thin network. Differs from the paper: no dropout. A stage's feature
-is its raw sum, its pre-activation the BatchNorm that reads it next (the first of the next stage), so relu(preact) is
+is its raw sum. Its pre-activation is the output of the next BatchNorm (the first of the next stage), so relu(preact) is
 not the feature.
 """
 
@@ -14,7 +14,7 @@ from .base import Network, init_convs, register, register_pattern
 
 
 class Block(nn.Module):
-    """bn1 is called by the stage, because a stage's first one is also the pre-activation of the stage before."""
+    """The stage calls bn1, because the first block's bn1 also computes the previous stage's pre-activation."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -37,16 +37,16 @@ class Stage(nn.Module):
         self.layer = nn.ModuleList(Block(c_out if i else c_in, c_out, 1 if i else stride) for i in range(n))
 
     def forward(self, x: Tensor, normed: Tensor) -> Tensor:
-        """x: the stage's input; normed: its first BatchNorm of x."""
+        """x: the stage's input. normed: x after its first BatchNorm."""
         for i, block in enumerate(self.layer):
-            # what came in is returned as a pre-activation and must stay as it is
+            # not in place: `normed` is returned as a pre-activation
             active = F.relu(block.bn1(x), inplace=True) if i else F.relu(normed)
             x = block(x, active)
         return x
 
 
 class WideResNet(Network):
-    """Raises ValueError where depth is not 6n+4 (n blocks in each of the three stages), or above 1000, or width 100."""
+    """Raises ValueError if depth is not 6n+4 (n blocks in each of three stages), or above 1000, or width above 100."""
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -85,4 +85,4 @@ def wrn(depth: str, width: str, num_classes: int) -> WideResNet:
 
 for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2)):
     register(f"wrn_{depth}_{width}", partial(WideResNet, depth, width))
-register_pattern(r"(?:wrn|WRN)[_-](\d+)[_-]([1-9]\d*)", wrn)  # wrn_28_4, and as other projects write it, WRN-28-4
+register_pattern(r"(?:wrn|WRN)[_-](\d+)[_-]([1-9]\d*)", wrn)  # wrn_28_4, or WRN-28-4 as in other projects

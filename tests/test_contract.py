@@ -295,8 +295,8 @@ def test_dot_resumes(flags, teacher, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("flags, message", [
     (["--distill", "none"], "--dot 0.1: needs the cross entropy (-r) and a term beside it (-a or -b)"),
     (["--distill", "kd", "-r", "0"], "--dot 0.1: needs the cross entropy"),
-    (["--distill", "kd", "--amp", "fp16"], "--dot 0.1: has no rule for --amp fp16"),
-    (["--distill", "kd", "--nesterov"], "--dot 0.1: has no rule for --nesterov"),
+    (["--distill", "kd", "--amp", "fp16"], "--dot 0.1: does not support --amp fp16"),
+    (["--distill", "kd", "--nesterov"], "--dot 0.1: does not support --nesterov"),
     (["--distill", "kd", "--momentum", "0.95"], "--dot 0.1: expected a --momentum of 0.1 to 0.9, found 0.95"),
 ])  # fmt: skip
 def test_dot_refused(flags, message, teacher, tmp_path, capsys) -> None:

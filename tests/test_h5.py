@@ -137,7 +137,7 @@ def part(**values):
         (linked, "expected a data set 'images'"),
         (virtual, "images: its values are in other files"),
         (outside, "images: its values are in other files"),
-        (claiming, "images: claims 150.5 GB, of which the file has 0 bytes"),
+        (claiming, "images: claims 150.5 GB, but the file holds 0 bytes of it"),
     ],
 )
 def test_files_that_are_not_as_they_should_be(spoil, message, root, capsys):

@@ -247,13 +247,16 @@ def test_published_combinations(flags: str, teacher, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("fitnet --standardise", "--standardise has no effect: nothing compares logits in --distill fitnet"),
-        ("none --standardise", "--standardise has no effect: nothing compares logits in --distill none"),
-        ("dkd,sdd -b 0,1 --standardise", "--standardise has no effect: nothing compares logits in --distill dkd,sdd"),
-        ("dist --ea_weights", "--ea_weights: the loss of dist is no mean over samples in --distill dist"),
-        ("eakd --ea_weights", "--ea_weights: the loss of eakd is no mean over samples in --distill eakd"),
-        ("dkd,sp,at --ea_weights", "--ea_weights: the loss of sp, at is no mean over samples in --distill dkd,sp,at"),
-        ("none --ea_weights", "--ea_weights: nothing compares logits in --distill none"),
+        ("fitnet --standardise", "--standardise has no effect: --distill fitnet does not compare logits"),
+        ("none --standardise", "--standardise has no effect: --distill none does not compare logits"),
+        ("dkd,sdd -b 0,1 --standardise", "--standardise has no effect: --distill dkd,sdd does not compare logits"),
+        ("dist --ea_weights", "--ea_weights: the loss of dist is not a mean over samples in --distill dist"),
+        ("eakd --ea_weights", "--ea_weights: the loss of eakd is not a mean over samples in --distill eakd"),
+        (
+            "dkd,sp,at --ea_weights",
+            "--ea_weights: the loss of sp, at is not a mean over samples in --distill dkd,sp,at",
+        ),
+        ("none --ea_weights", "--ea_weights: no loss compares logits in --distill none"),
         ("kd --ea_weights 0", "--ea_weights: expected a number above 0, found 0"),
     ],
 )

@@ -370,7 +370,7 @@ def test_shares_of_batches(n: int, world: int) -> None:
 
 def test_too_small_shares() -> None:
     augment = dataset.InMemory(torch.zeros(9, 3, 8, 8).byte(), *HALF)
-    with pytest.raises(ValueError, match="a batch of 5 leaves less than 2 samples for each of 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 5 leaves fewer than 2 samples for each of 3 processes"):
         dataset.Batches(augment, torch.zeros(9).long(), 5, seed=0, part=(0, 3))
 
 

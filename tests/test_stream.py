@@ -185,11 +185,11 @@ def test_the_budget(tmp_path):
     assert loader(32, memory_gb=0.99 * kept) == loader(65) == loader(32, loader="stream") == "stream"
     with pytest.raises(ValueError, match="--loader memory: the images take 6.3e-05 GB, --memory_gb is 1e-06"):
         loader(32, loader="memory", memory_gb=1e-6)
-    with pytest.raises(ValueError, match="--loader memory: images of at most 64 pixels are kept, these have 65"):
+    with pytest.raises(ValueError, match="--loader memory: holds images of at most 64 pixels, these have 65"):
         loader(65, loader="memory")
     with pytest.raises(ValueError, match="--loader dali: reads images of more than 64 pixels, these have 64"):
         loader(64, loader="dali")
-    with pytest.raises(ValueError, match="--loader stream: digits has no image files, it is always in memory"):
+    with pytest.raises(ValueError, match="--loader stream: digits has no image files; it is always in memory"):
         dataset.load("digits", tmp_path, storage=STREAM)
 
 

@@ -407,8 +407,8 @@ def test_two_processes(python, teacher, tmp_path, port) -> None:
 
 
 @pytest.mark.parametrize("flags, message", [
-    ("--distill kd,at", "--cache_teacher: at reads the teacher's maps, which are not kept"),
-    ("--distill ab -b 0", "--cache_teacher: ab reads the teacher's maps, which are not kept"),
+    ("--distill kd,at", "--cache_teacher: at reads the teacher's feature maps, which are not cached"),
+    ("--distill ab -b 0", "--cache_teacher: ab reads the teacher's feature maps, which are not cached"),
     ("--distill uda", "--cache_teacher: WeakAndStrong gives a sample more views than can be kept"),
     ("--distill none", "--cache_teacher: nothing asks a teacher in --distill none"),
     ("--cache_gb 0.003", "--cache_gb: expected at least 0.01 for 100 samples in 81 views, found 0.003"),

@@ -503,7 +503,7 @@ def test_drop_path(tmp_path, monkeypatch) -> None:
     assert rates and rates == [m.drop_prob for m in theirs.modules() if type(m).__name__ == "DropPath"]
     assert network.state_dict().keys() == models.create_model(name, 10, images).state_dict().keys()
     for other in ("resnet8", "torchvision:resnet18", "timm:selecsls42"):
-        with pytest.raises(ValueError, match="takes no --drop_path"):
+        with pytest.raises(ValueError, match="does not take --drop_path"):
             models.create_model(other, 10, images, 0.4)
 
     run = ["--model", name, "--drop_path", "0.4", "--epochs", "2", "--batch_size", "32"]
@@ -541,15 +541,15 @@ WRONG = [
     ("--early_stop 0", "--early_stop: expected a whole number of at least 1"),
     ("--val_split 5", "--val_split 5: expected 10 (one a class) to 100 (all) samples, found 5"),
     ("--val_split 100", "--val_split 100: 100 of 100 training samples leave some of 10 classes without any"),
-    ("--drop_path 0.1", "resnet8: takes no --drop_path, as timm:NAME do"),
+    ("--drop_path 0.1", "resnet8: does not take --drop_path; timm:NAME networks do"),
 ]
 WRONG_STUDENTS = [
     ("-r 0 --smoothing 0.1", "--smoothing has no effect: the weight of the cross entropy (-r) is 0"),
     ("-r 0 --class_weights balanced", "--class_weights has no effect"),
     ("--ema 0.9 --mcl_tau 0.9", "--ema and --mcl_tau are the same"),
-    ("--dot 0.05 --opt adamw", "--dot 0.05: has no rule for --opt adamw"),
-    ("--dot 0.05 --clip_grad 1", "--dot 0.05: has no rule for --clip_grad"),
-    ("--dot 0.05 --accumulate 2", "--dot 0.05: has no rule for --accumulate"),
+    ("--dot 0.05 --opt adamw", "--dot 0.05: does not support --opt adamw"),
+    ("--dot 0.05 --clip_grad 1", "--dot 0.05: does not support --clip_grad"),
+    ("--dot 0.05 --accumulate 2", "--dot 0.05: does not support --accumulate"),
     ("--sweep kd;none_--accumulate_2", "--accumulate is the same for all students"),
     ("--sweep kd;none_--val_split_20", "--val_split is the same for all students"),
 ]
