@@ -22,7 +22,7 @@ import models  # noqa: E402
 from helper import checkpoint, parsing  # noqa: E402
 from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
-from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
+from scripts.runs_table import Run, deviation, markdown, text, write_csv  # noqa: E402
 
 Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
 
@@ -171,15 +171,12 @@ def print_network(opt: argparse.Namespace) -> None:
 
 
 def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
-    header = list(shown[0]) if shown else []
-    lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
-    blocks = ["\n".join(f"| {' | '.join(line)} |" for line in lines)] if shown else ["no finished run"]
-    markdown = "\n\n".join([*blocks, *notes])
+    table = "\n\n".join([markdown(shown) if shown else "no finished run", *notes])
     with as_user_error(f"--out {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(path.name + ".md").write_text(markdown + "\n")
+        path.with_name(path.name + ".md").write_text(table + "\n")
         write_csv(path.with_name(path.name + ".csv"), full)
-    print(markdown)
+    print(table)
 
 
 @command
