@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from helper import checkpoint
+from helper.tables import text
 from helper.util import UserError, one_line
-from scripts.runs_table import Run, data_of, digest_of, find_runs, text
+from scripts.runs_table import Run, data_of, digest_of, find_runs
 
 
 def shown(line: str, folders: dict[Path, str]) -> str:

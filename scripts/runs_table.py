@@ -6,7 +6,6 @@ summarize.py prints them; procedures.py makes tables of its own of the same runs
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -16,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helper import checkpoint, options
+from helper import options
+from helper.tables import read_summary, text
 from helper.util import UserError
 from scripts.published import Published, read_published
 from scripts.significance import Difference, difference, holm
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        summary_file, log = folder / "summary.json", folder / "log.csv"
+        log = folder / "log.csv"
         try:
             told = json.loads((folder / "options.json").read_text())
             self.options: dict[str, Any] = told["options"]
@@ -45,13 +45,11 @@ class Run:
             needed += {"teachers": ["model"], "students": ["model_s"], "probes": ["model_s", "path_s"]}[self.kind]
             if missing := [key for key in needed if key not in self.options]:
                 raise ValueError(f"options.json lacks {', '.join(missing)}")
-            self.finished = summary_file.is_file()
+            self.finished = (folder / "summary.json").is_file()
             self.failed = "" if self.finished else text(told.get("failed"))  # why there is no result
             if self.finished:
-                summary = json.loads(summary_file.read_text())
-                last, best = summary["last_acc"], summary["best_acc"]
-                self.last = float(summary.get("test_acc", last))  # with --val_split
-                self.best = float(summary.get("best_test_acc", best))
+                summary = read_summary(folder)
+                self.last, self.best, self.teacher_acc = (summary[f"{key}_acc"] for key in ("last", "best", "teacher"))
                 self.seconds, self.parameters = summary.get("seconds"), summary.get("parameters")
             self.device = text(told.get("device"))
             if self.device == "cpu":
@@ -151,10 +149,6 @@ def data_of(options: dict[str, Any]) -> str:
     return f"{folder} (folder)" if folder else options["dataset"]
 
 
-def text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-
-
 def short(value: Any) -> str:
     """Paths by their last two names, a run and its checkpoint."""
     return "/".join(text(value).split("/")[-2:])
@@ -227,19 +221,3 @@ def published(row: Row) -> Published | None:
     method += "".join(f"+{key}" for key in plug_ins if row.runs[0].told.get(key) not in (None, False))
     teacher = "" if method == "none" else row.pair["teacher"].partition("@")[0]  # the size is ImageNet's own
     return read_published().get((row.pair["data"].removesuffix(" (folder)"), method, teacher, row.pair["network"]))
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table with a column for each key of the first row."""
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """A column for each key of any line; None is an empty cell."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    checkpoint.atomically(path, lambda whole: whole.write(file.getvalue().encode()))

@@ -24,9 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from helper.tables import markdown, text, write_csv  # noqa: E402
 from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
 from scripts import collect, page, runs_table  # noqa: E402
-from scripts.runs_table import KINDS, STUDENT, Row, Run, deviation, markdown, text  # noqa: E402
+from scripts.runs_table import KINDS, STUDENT, Row, Run, deviation  # noqa: E402
 from scripts.significance import LEVEL, Difference  # noqa: E402
 
 
@@ -206,8 +207,8 @@ def main(argv: list[str] | None = None) -> None:
         with as_user_error(f"--out {opt.out}"):
             opt.out.mkdir(parents=True, exist_ok=True)
             (opt.out / "table.md").write_text(written + "\n")
-            runs_table.write_csv(opt.out / "table.csv", table + [failed_cells(run, home) for run in failed])
-            runs_table.write_csv(opt.out / "curves.csv", curves)
+            write_csv(opt.out / "table.csv", table + [failed_cells(run, home) for run in failed])
+            write_csv(opt.out / "curves.csv", curves)
             if opt.runs:
                 collect.copy_runs(places, home)
     print(written)

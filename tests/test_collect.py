@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_summarize import by_method, make_run
+from test_summarize import make_run
 
 from scripts import summarize
 
