@@ -114,6 +114,7 @@ class Distiller(nn.Module):
     standardisable: ClassVar[bool] = False  # True: the loss compares the Outputs' logits, as --standardise gives them
     separate_heads: ClassVar[bool] = False  # True: reads `dist`, and the student in training has this of models.Network
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so that a step is recorded anew for each
+    trained_student: ClassVar[bool] = False  # True: meant for a student that is trained before (--path_s)
     epoch: int = 1  # set by the loop
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
