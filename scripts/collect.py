@@ -93,9 +93,17 @@ def six_digits(number: re.Match[str]) -> str:
     return f"{float(number[0]):.6g}"
 
 
-def kept_runs(out: Path) -> tuple[list[Run], list[str]]:
-    """Those that `out` has from before, as `find_runs` gives them."""
-    return find_runs([out / "runs"]) if any((out / "runs").rglob("options.json")) else ([], [])
+def join(runs: list[Run], out: Path, home: Path) -> tuple[dict[Run, Path], list[Run], list[str]]:
+    """Where in `out` each run goes that has ended, the other runs that are there, a line for each that cannot be read.
+
+    A failed run does not replace one that has a result. Raises UserError for runs that have no place in the table.
+    """
+    kept, broken = find_runs([out / "runs"]) if any((out / "runs").rglob("options.json")) else ([], [])
+    places = {run: out / "runs" / os.path.relpath(run.folder, home) for run in runs if run.finished or run.failed}
+    refuse_others(list(places), kept)
+    places = {run: place for run, place in places.items() if run.finished or not (place / "summary.json").is_file()}
+    again = {folder.resolve() for folder in [*places.values(), *(run.folder for run in runs)]}
+    return places, [run for run in kept if run.folder.resolve() not in again], broken
 
 
 def copy_runs(places: dict[Run, Path], home: Path) -> None:

@@ -174,13 +174,8 @@ def main(argv: list[str] | None = None) -> None:
     home = Path(os.path.commonpath([os.path.abspath(folder) for folder in opt.folders]))
     names = {folder: os.path.relpath(folder, home.parent) for folder in opt.folders}
     if opt.runs:
-        ended = [run for run in runs if run.finished or run.failed]
-        places = {run: opt.out / "runs" / os.path.relpath(run.folder, home) for run in ended}
-        kept, unreadable = collect.kept_runs(opt.out)
-        collect.refuse_others(ended, kept)
-        again = {folder.resolve() for folder in [*places.values(), *(run.folder for run in runs)]}
-        runs += [run for run in kept if run.folder.resolve() not in again]
-        broken, names = broken + unreadable, names | {opt.out: opt.out.name}
+        places, others, unreadable = collect.join(runs, opt.out, home)
+        runs, broken, names = runs + others, broken + unreadable, names | {opt.out: opt.out.name}
     rows, twice = runs_table.make_rows([run for run in runs if run.finished])
     runs_table.compare(rows)
     failed = [run for run in runs if run.failed]

@@ -136,13 +136,18 @@ def test_failed_runs_stay_in_the_table(tmp_path, capsys) -> None:
     shown = reason.replace(f"{tmp_path}/", "")
     listed = f"student_model/sp_2: 1 of 3 epochs: {shown}"
     machine(tmp_path / "two", 4)
+    failed = make_run(tmp_path / "two" / "student_model" / "sp_3", [1.0], 3, method="crd", distill=["sp"])
+    told["made_of"] = {"data": DATA, "weights": {"path_t": [TEACHER]}}
+    (failed / "options.json").write_text(json.dumps(told))  # where the other machine has a result
     collect(tmp_path, "two")
     out = capsys.readouterr().out
     for text in (out.split("### Students")[1], out.split("### Students")[2]):
-        assert "Failed:\n\n- " in text and listed in text and "sp_3" not in text
+        assert "Failed:\n\n- " in text and listed in text and "| sp |" in text
+    kept = tmp_path / "results" / "runs" / "student_model" / "sp_3" / "summary.json"
+    assert "sp_3" not in out.split("### Students")[1] and json.loads(kept.read_text())["last_acc"] == 3.0
     assert json.loads(f'"{listed}"') in page.read_text() and str(tmp_path) not in page.read_text()
     table = list(csv.DictReader((tmp_path / "results" / "table.csv").read_text().splitlines()))
     assert [(row["method"], row["seeds"], row["failed"]) for row in table if row["failed"]] == [
-        ("sp", "0", f"seed 2: {shown}")
+        ("sp", "0", f"seed {seed}: {shown}") for seed in (3, 2)
     ]
     assert not any(str(tmp_path) in text.decode() for text in everything(tmp_path / "results").values())
