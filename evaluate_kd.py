@@ -7,10 +7,7 @@ https://arxiv.org/abs/1912.10850. It runs train_teacher.py and train_student.py,
 passes on (--limit_train, --device, --amp, ...). Interrupted, the same command goes on; finished runs are passed over.
 """
 
-import csv
 import importlib.util
-import io
-import json
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -24,6 +21,7 @@ import train_teacher
 from helper import checkpoint, parsing
 from helper.parsing import first
 from helper.run import parsed
+from helper.tables import markdown, read_summary, write_csv
 from helper.util import UserError, command
 
 KD = "-r 0.5 -a 0.5 --kd_T 5"  # lambda and temperature there
@@ -171,28 +169,21 @@ class Result(NamedTuple):
 
     @classmethod
     def read(cls, mode: str, run: str, folder: Path) -> "Result":
-        summary = json.loads((folder / "summary.json").read_text())
-        found = summary.get("teacher_acc", [])  # a number, or one for each teacher
-        accs = [f"{acc:.2f}" for acc in (found if isinstance(found, list) else [found])]
-        numbers = (summary[key] for key in ("last_acc", "best_acc", "best_epoch"))
-        return cls(mode, run, ", ".join(accs), *numbers, folder)
+        told = read_summary(folder)
+        teachers = ", ".join(f"{acc:.2f}" for acc in told["teacher_acc"])
+        return cls(mode, run, teachers, *(told[key] for key in ("last_acc", "best_acc", "best_epoch")), folder)
 
 
 def table(results: list[Result], chosen: list[Result]) -> str:
     alone = next((r.last_acc for r in chosen if r.mode == "nokd"), None)
-    lines = [["mode", "run", "teacher", "last epoch", "gain over nokd", "best epoch"], ["---"] * 6]
+    rows = []
     for r in chosen:
         runs = sum(other.mode == r.mode for other in results)
         what = r.run + (f" (highest last epoch of {runs})" if runs > 1 else "")
         gain = "" if alone is None or r.mode == "nokd" else f"{r.last_acc - alone:+.2f}"
-        lines.append([r.mode, what, r.teacher_acc, f"{r.last_acc:.2f}", gain, f"{r.best_acc:.2f}"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write(path: str, rows: list[list]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    checkpoint.atomically(Path(path), lambda file: file.write(text.getvalue().encode()))
+        row = {"mode": r.mode, "run": what, "teacher": r.teacher_acc, "last epoch": f"{r.last_acc:.2f}"}
+        rows.append(row | {"gain over nokd": gain, "best epoch": f"{r.best_acc:.2f}"})
+    return markdown(rows) + "\n"
 
 
 def curve(last: Path) -> list[float]:
@@ -220,10 +211,11 @@ def report(results: list[Result], title: str, path: str) -> None:
     text = table(results, chosen)
     print(f"\n{title}\n\n{text}")
     checkpoint.atomically(Path(f"{path}.md"), lambda file: file.write(text.encode()))
-    write(f"{path}.csv", [Result._fields, *results])
+    write_csv(Path(f"{path}.csv"), [r._asdict() for r in results])
     curves = {r.mode: curve(r.folder / "last.pth") for r in chosen}
     epochs = enumerate(zip(*curves.values(), strict=True), 1)
-    write(f"{path}_curves.csv", [["epoch", *curves], *([epoch, *accs] for epoch, accs in epochs)])
+    lines = [{"epoch": epoch, **dict(zip(curves, accs, strict=True))} for epoch, accs in epochs]
+    write_csv(Path(f"{path}_curves.csv"), lines)
     if importlib.util.find_spec("matplotlib"):
         draw(path, title, curves)
     else:

@@ -126,6 +126,7 @@ class Distiller(nn.Module):
     standardisable: ClassVar[bool] = False  # True: --standardise may standardise the logits before this loss
     separate_heads: ClassVar[bool] = False  # True: reads `dist`, and sets `separate_heads` of the student
     follows_epoch: ClassVar[bool] = False  # True: the losses read `epoch`, so every epoch needs a new recording
+    trained_student: ClassVar[bool] = False  # True: meant for a student that is already trained (--path_s)
     epoch: int = 1  # the current one, set by the loop
 
     def __init_subclass__(cls, name: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:

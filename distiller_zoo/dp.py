@@ -32,6 +32,7 @@ class DP(KL, name="dp"):
     """
 
     one_label = True
+    trained_student = True
     all_teachers = True
 
     def __init__(

@@ -18,6 +18,7 @@ class PADL2(Distiller, name="pad_l2"):
 
     weights = (1.0, 0.0, 1.0)
     reads = ()
+    trained_student = True
     eps = 1e-6
 
     def __init__(self, pair: Pair) -> None:

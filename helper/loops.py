@@ -76,9 +76,9 @@ class Group:
         try:
             return act(*given)
         except Diverged as error:
+            trainee.run.fail(str(error))
             if not self.tolerant:
                 raise
-            trainee.run.failed = str(error)
             self.turn.remove(trainee)
             self.trainees.remove(trainee)
             print(f"{trainee.label}: error: {error}; it drops out, its last checkpoint stays", flush=True)

@@ -298,6 +298,15 @@ class Run:
         text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
         self._write(f"predictions{'_' if name else ''}{name}.csv", text)
 
+    @writes
+    def fail(self, reason: str) -> None:
+        """Keeps in options.json why the run has no result."""
+        self.failed, path = reason, self.folder / "options.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begun = (self.lock or self.state) and path.is_file()
+        told = json.loads(path.read_text()) if begun else {"options": self.options, "made_of": self.made_of}
+        checkpoint.save_json(path, told | {"failed": reason})
+
     def finish(self, facts: dict[str, Any]) -> None:
         """Writes summary.json from the logs, which also span the parts of a run that was interrupted."""
         self._summarise(facts)

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import mean, stdev
@@ -185,7 +185,7 @@ class Shared:
 
 
 def train(
-    waiting: Iterable[Any], build: Callable[[Any], tuple[Group, Trainee]], finished: Callable[[Trainee], None]
+    waiting: Sequence[Any], build: Callable[[Any], tuple[Group, Trainee]], finished: Callable[[Trainee], None]
 ) -> None:
     """Trains all, as many at once as --at_once says or as there is room for.
 
@@ -219,6 +219,9 @@ def train(
                         finished(trainee)
                 for group in groups:
                     group.trainees.clear()
+    refused = [one.run for one in waiting if one.run.failed and not one.run.lock]
+    for run in refused if len(refused) < len(waiting) else ():  # where none was trained, nothing is written
+        run.fail(run.failed)
 
 
 def room(group: Group, trainee: Trainee) -> int | None:

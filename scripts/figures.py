@@ -26,6 +26,7 @@ from helper.worth import BINS, calibration_error, halves, temperature
 
 from . import curves
 from .cka import cka, gram
+from .runs_table import Row, Run
 
 # colour-blind safe: Tol's "muted" and black
 CLASSES = ("#CC6677 #332288 #DDCC77 #117733 #88CCEE #882255 #44AA99 #999933 #AA4499 #000000").split()
@@ -119,7 +120,7 @@ def plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def draw_curves(rows: list, out: Path) -> None:
+def draw_curves(rows: list[Row], out: Path) -> None:
     """A plot for each pair of teacher and student, and for the teachers of each data set."""
     plots = defaultdict(list)
     for row in reversed(rows):  # the best of each pair first
@@ -261,7 +262,7 @@ def reliability(teacher: Outputs, student: Outputs) -> Figure:
 PICTURES = {"correlation": matrices, "tsne": tsne, "umap": umap, "cka": stages, "reliability": reliability}
 
 
-def read_networks(run) -> tuple[Outputs, Outputs]:  # noqa: ANN001  summarize.py's Run: it imports this file
+def read_networks(run: Run) -> tuple[Outputs, Outputs]:
     """The teacher's and the student's. Raises UserError."""
     o = run.options
     if len(o["path_t"] or []) != 1:
@@ -274,8 +275,8 @@ def read_networks(run) -> tuple[Outputs, Outputs]:  # noqa: ANN001  summarize.py
 
 
 @matplotlib.rc_context(curves.STYLE)
-def draw(rows: list, out: Path) -> None:
-    """Writes PNGs of summarize.py's rows: curves; PICTURES of the first run of each whose checkpoints can be read."""
+def draw(rows: list[Row], out: Path) -> None:
+    """Writes PNGs of the rows: curves; PICTURES of the first run of each whose checkpoints can be read."""
     draw_curves(rows, out)
     pictures = dict(PICTURES)
     if find_spec("umap") is None:

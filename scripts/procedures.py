@@ -8,7 +8,6 @@ A NAME stands for its runs NAME_1, NAME_2, ..., one a seed; runs that are not fi
 import argparse
 import csv
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -20,9 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 import models  # noqa: E402
 from helper import checkpoint, parsing  # noqa: E402
+from helper.tables import markdown, text, write_csv  # noqa: E402
 from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
 from scripts.compare_predictions import compare, read  # noqa: E402
-from scripts.summarize import Run, deviation, text, write_csv  # noqa: E402
+from scripts.runs_table import Run, deviation  # noqa: E402
 
 Cells = list[dict[str, Any]]  # rows of a table by column; None is empty
 
@@ -40,9 +40,7 @@ def both(values: list[float], form: str = ".2f") -> str:
 
 def teachers_accuracy(runs: list[Run]) -> list[float] | None:
     """Of each teacher, mean over the runs: an assistant is another one for each seed."""
-    found = [json.loads((run.folder / "summary.json").read_text()).get("teacher_acc") for run in runs]
-    lists = [acc if isinstance(acc, list) else [acc] for acc in found]
-    return None if found[0] is None else [statistics.mean(accs) for accs in zip(*lists, strict=True)]
+    return [statistics.mean(accs) for accs in zip(*(run.teacher_acc for run in runs), strict=True)] or None
 
 
 def make_table(opt: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
@@ -171,15 +169,12 @@ def print_network(opt: argparse.Namespace) -> None:
 
 
 def publish(path: Path, full: Cells, shown: Cells, notes: list[str]) -> None:
-    header = list(shown[0]) if shown else []
-    lines = [header, ["---"] * len(header), *([text(row[key]) for key in header] for row in shown)]
-    blocks = ["\n".join(f"| {' | '.join(line)} |" for line in lines)] if shown else ["no finished run"]
-    markdown = "\n\n".join([*blocks, *notes])
+    table = "\n\n".join([markdown(shown) if shown else "no finished run", *notes])
     with as_user_error(f"--out {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(path.name + ".md").write_text(markdown + "\n")
+        path.with_name(path.name + ".md").write_text(table + "\n")
         write_csv(path.with_name(path.name + ".csv"), full)
-    print(markdown)
+    print(table)
 
 
 @command

@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from helper import checkpoint
+from helper.tables import write_csv
 from helper.util import as_user_error
-from scripts.summarize import write_csv
 
 WIDTH = 100  # columns of the terminal
 FILES = {"float32": "weights in float32", "float16": "weights in float16", "onnx": "ONNX float32", "int8": "ONNX int8"}

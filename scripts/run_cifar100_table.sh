@@ -49,6 +49,12 @@ summary() {
   cat "$SAVE/table/table.md"
 }
 
+listed=$METHODS
+[ ! -f "$METHODS" ] || listed=$(sed '/^[[:blank:]]*#/d' "$METHODS")
+asked=$(items "$listed" | wc -l)
+finished=$(find "$SAVE/student_model" -name summary.json 2>/dev/null | wc -l || true)
+echo "asked for: $asked students, ${#seeds[@]} seeds, $((asked * ${#seeds[@]})) runs; finished in $SAVE/student_model: $finished"
+
 status=0
 within_time
 find_teacher "${TEACHER:-$model_t}" || status=$?
@@ -60,7 +66,9 @@ case $status in
   0) ;;
   124 | 143)
     echo "stopped after $MINUTES minutes; the same command goes on" ;;
+  130) ;; # Ctrl-C
   *) exit "$status" ;;
 esac
 summary
+[ "$status" != 130 ] || exit 130
 finish

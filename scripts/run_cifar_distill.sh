@@ -3,7 +3,8 @@
 # at once, as many as there is memory for, and share what the teacher says (train_student.py --sweep).
 # Interrupted, the same command goes on; finished runs are passed over. Variables, with their defaults:
 #   PAIR=resnet32x4:resnet8x4  DATASET=cifar100  SEEDS="1 2 3"  SAVE=save
-#   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"; or one a line
+#   METHODS="none; kd; ..."    with flags where they differ from the published: "kd; crd; crd -a 1"; or one a line. Default:
+#                              all that the pair allows; those that it does not are told (scripts/methods.py)
 #   TEACHER=FILE               default: the one fetched to SAVE/models/<teacher>_vanilla, else it is trained there
 #   TEACHER_OPTIONS= OPTIONS=  more flags of train_teacher.py and train_student.py: "--epochs 20"
 # The published runs:  bash scripts/run_cifar_distill.sh
@@ -14,11 +15,10 @@ DATASET=${DATASET:-cifar100}
 source "$ROOT/scripts/procedures.sh"
 
 PAIR=${PAIR:-resnet32x4:resnet8x4}
-METHODS=${METHODS:-none; kd; fitnet; at; sp; cc; vid; rkd; pkt; ab; ft; fsp; nst; kdsvd; crd; crd -a 1; icd; rrd; \
-ofd; pkd; sfd; at_paper; ft_flat; cse_l2; uda; sskd; hinton; tfkd; mt; triplet; triplet_cosine; kl; xekl; sup; dp; cd}
 read_pair
 
 find_teacher "${TEACHER:-$model_t}"
+METHODS=${METHODS:-$("$PYTHON" "$ROOT/scripts/methods.py" "$model_t" "$model_s")}
 together "$METHODS" --path_t "$FOUND" --model_s "$model_s" --seed "$(IFS=, && echo "${seeds[*]}")"
 "$PYTHON" "$ROOT/scripts/summarize.py" "$SAVE"
 finish

@@ -99,6 +99,25 @@ def test_schedules(scheduler, decay):
     assert evaluate_kd.train_teacher.parse(suite.common).lr_decay_epochs == decay
 
 
+def test_the_bash_scripts_have_the_same_defaults():
+    """Of what the procedures share with them: networks, how KD is weighed, the grid."""
+    opt, kd = evaluate_kd.parse([])[0], evaluate_kd.SINGLE["kd"]
+    pair = {"PAIR": f"{opt.teacher}:{opt.student}", "DATASET": opt.dataset}
+    grid = {"TEMPERATURES": opt.kdparam_temperatures, "ALPHAS": opt.kdparam_alphas}
+    shared = {
+        "takd": pair | {"ASSISTANTS": " ".join(opt.takd_assistants), "METHOD": kd},
+        "allkd": {"STUDENT": opt.student, "TEACHERS": " ".join(opt.allkd_teachers), "METHOD": kd},
+        "kdparam": pair | {key: " ".join(f"{x:g}" for x in values) for key, values in grid.items()},
+        "multikd": {"STUDENT": opt.student, "METHOD": kd},
+    }
+    for name, expected in shared.items():
+        head, body = (ROOT / "scripts" / f"run_{name}.sh").read_text().split("set -euo", 1)
+        for key, value in expected.items():
+            documented = re.search(rf'\b{key}=(?:"(.*?)"|(\S+))', head)
+            found = [documented[1] or documented[2], re.findall(rf"\b{key}:-(.*?)\}}", body)[-1]]
+            assert [one.replace("1.0", "1") for one in found] == [value, value], (name, key)
+
+
 def test_killed_and_started_again(teacher, tmp_path, capsys):
     command = [*FEW, "--limit_train", "40", "--epochs", "2", "--mode", "NOKD", "takd", "kd"]
     command += ["--batch-size", "20", "--teacher-checkpoint", str(teacher)]

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends where the uninterrupted one ends, bit for bit."""
 
 import functools
+import json
 import os
 import re
 import signal
@@ -226,6 +227,7 @@ def test_divergence_names_step_and_term_and_keeps_the_checkpoint(teacher, tmp_pa
     folder = tmp_path / "student_model" / "r"
     state = torch.load(folder / "last.pth", weights_only=True)
     assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
+    assert json.loads((folder / "options.json").read_text())["failed"].startswith("epoch 2, step 2: the term 'kd'")
 
 
 def test_weights_that_diverge_in_the_last_step_are_not_saved(teacher, tmp_path, capsys, monkeypatch):

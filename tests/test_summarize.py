@@ -22,6 +22,8 @@ import transfer_student
 from distiller_zoo import find_method, method_names
 from helper.run import as_csv
 from scripts import summarize
+from scripts.published import read_published
+from scripts.runs_table import Run
 
 OPTIONS = {"dataset": "cifar100", "data_folder": "./data", "epochs": 3, "momentum": 0.9, "device": None}
 STUDENT = {"model_s": "resnet8x4", "model_t": ["resnet32x4"], "path_t": ["t/last.pth"], "init_epochs": 30}
@@ -117,7 +119,7 @@ def test_published_only_for_its_pairs_and_methods(save, tmp_path, capsys):
 
 
 def test_published_numbers():
-    published = summarize.read_published()
+    published = read_published()
     cifar = [key for key in published if key[0] == "cifar100"]
     kinds = {epoch: [key for key in cifar if published[key].epoch == epoch] for epoch in ("last", "best", "unstated")}
     assert sum(map(len, kinds.values())) == len(cifar)
@@ -289,7 +291,7 @@ def test_no_path_of_a_machine_in_the_files(save, tmp_path, monkeypatch, capsys):
         summarize.main([typed, "--out", str(out), "--runs"])
         kept = out / "runs" / "student_model" / "two\nlines"
         assert {path.name for path in kept.iterdir()} == {"init_log.csv", "log.csv", "options.json", "summary.json"}
-        assert json.loads((kept / "options.json").read_text())["options"] == summarize.Run(run).options | {
+        assert json.loads((kept / "options.json").read_text())["options"] == Run(run).options | {
             "path_t": ["save/models/t/last.pth", "u/last.pth"], "save_folder": "save", "data_folder": "data",
         }  # fmt: skip
         assert (kept / "summary.json").read_text() == (run / "summary.json").read_text()
@@ -397,7 +399,7 @@ def test_figures_of_one_run_alone(figures, real, tmp_path):
     summarize.main([str(named), "--out", str(tmp_path), "--figures"])
     assert [path.name for path in tmp_path.glob("correlation*")] == ["correlation_kd.png"]
     summary = json.loads((named / "summary.json").read_text())
-    data = summarize.Run(named).options
+    data = Run(named).options
     said = figures.outputs(named / "last.pth", "resnet8", *(data[key] for key in figures.DATA))
     assert said.accuracy == pytest.approx(summary["last_acc"])  # the same network and images as when it was trained
 

@@ -173,6 +173,8 @@ def test_who_diverges_drops_out(teacher, tmp_path, capsys, monkeypatch) -> None:
     assert "kd --kd_T 3: error: epoch 3, step 1" in out and "| pkt | 1 |" in out and "| kd --kd_T 3 |" not in out
     (broken_run,) = [path for name, path in runs(tmp_path / "sweep").items() if "digits_kd" in name]
     assert torch.load(broken_run / "last.pth", weights_only=True)["epoch"] == 2
+    told = json.loads((broken_run / "options.json").read_text())
+    assert told["failed"].startswith("epoch 3, step 1: the term 'kd'") and "commit" in told
     train_student.main(together(teacher, tmp_path / "sweep", ["none", "kd --kd_T 3", "pkt"]))
     for item in ("none", "kd --kd_T 3", "pkt"):
         alone(teacher, tmp_path / "alone", item)
@@ -186,7 +188,9 @@ def test_what_a_student_cannot_have_stops_it_alone(teacher, tmp_path, capsys) ->
         train_student.main(together(teacher, tmp_path, items, "--epochs", "1"))
     out, error = capsys.readouterr()
     assert stop.value.code == 1 and "1 of 2 students have no result: sfd --model_s wrn_16_2: " in error
-    assert "sfd needs equal channels" in out and len(runs(tmp_path)) == 1
+    assert "sfd needs equal channels" in out and len(list((tmp_path / "student_model").rglob("summary.json"))) == 1
+    (refused,) = [json.loads(path.read_text()) for path in tmp_path.rglob("options.json") if "sfd" in path.parent.name]
+    assert "sfd needs equal channels" in refused["failed"] and refused["options"]["model_s"] == "wrn_16_2"
 
 
 def test_a_file_of_items_export_and_predictions(teacher, tmp_path) -> None:

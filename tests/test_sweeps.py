@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from conftest import QUICK, ROOT
 import models
 import train_teacher
 import transfer_student
+from distiller_zoo import find_method, method_names
+from scripts import methods
 
 FEW = " ".join([*QUICK[2:], "--epochs", "1"])
 
@@ -68,3 +71,29 @@ def test_probes(teacher, tmp_path):
     (tmp_path / "bare").mkdir()
     result = call("run_cifar_transfer.sh", DATASETS="digits", SAVE=tmp_path, STUDENTS=f"{tmp_path}/bare/")
     assert result.returncode == 2 and f"--path_s {tmp_path}/bare/last.pth: no such file" in result.stderr
+
+
+def test_the_methods_of_a_pair(capsys):
+    """All that are registered, `none` and `kd` first, but those that refuse it or go on from a trained student."""
+    methods.main(["resnet14", "resnet8x4"])
+    out, error = capsys.readouterr()
+    found, left_out = out.strip().split("; "), re.findall("^left out: (.*?): (.*)", error, re.M)
+    assert found[:2] == ["none", "kd"] and sorted([*found, *(name for name, _ in left_out)]) == sorted(method_names())
+    reasons = dict(left_out)
+    assert {name for name in reasons if find_method(name).trained_student} == {"dp", "pad_l2"}
+    assert "needs equal channels" in reasons["sfd"] and "distillation token" in reasons["deit_soft"]
+    assert {"crd", "ft", "dist", "simkd"} <= set(found)
+    methods.main(["resnet14", "resnet8"])
+    assert "sfd" in capsys.readouterr().out.strip().split("; ")
+
+
+def test_the_default_methods_are_those_of_the_pair(teacher, tmp_path):
+    """What the script asks train_student.py for."""
+    recorder = tmp_path / "python"
+    recorder.write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncase $1 in *methods.py) echo "none; kd; made up" ;; esac\n'
+    )
+    recorder.chmod(0o755)
+    call("run_cifar_distill.sh", PYTHON=recorder, TEACHER=teacher, PAIR="resnet14:resnet8", SAVE=tmp_path)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].endswith("scripts/methods.py resnet14 resnet8") and "--sweep none; kd; made up " in calls[1]

@@ -63,6 +63,8 @@ def test_stopped_in_time_and_gone_on_with(table, tmp_path) -> None:
         assert "epochs" in read(tmp_path).split("Unfinished:")[1]
     said = table(OPTIONS=f"{FEW} --epochs 60")
     assert said.returncode == 0 and "continuing" in said.stdout, said.stderr
+    counted = f"asked for: 2 students, 2 seeds, 4 runs; finished in {tmp_path}/save/student_model: 0"
+    assert said.stdout.startswith(counted) and len(list((tmp_path / "save").rglob("student_model/*/summary.json"))) == 4
     assert read(tmp_path).startswith("CIFAR-100, resnet14 > resnet8, paper profile")
     assert "Unfinished" not in read(tmp_path) and "| kd |" in said.stdout
     assert {path.name for path in (tmp_path / "save" / "table").iterdir()} == {
@@ -71,6 +73,18 @@ def test_stopped_in_time_and_gone_on_with(table, tmp_path) -> None:
         "curves.csv",
         "page.html",
     }
+
+
+def test_interrupted_by_the_user(table, tmp_path) -> None:
+    """The table is written all the same."""
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\ncase $* in *--sweep*) exit 130 ;; *summarize.py*) echo made >{tmp_path}/called ;; esac\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "methods").write_text("# two\nnone\nkd\n")
+    said = table(PYTHON=tmp_path / "python", METHODS=tmp_path / "methods", PROFILE="paper", OPTIONS="")
+    assert said.returncode == 130 and "asked for: 2 students, 2 seeds, 4 runs" in said.stdout, said.stderr
+    assert (tmp_path / "called").is_file() and read(tmp_path).startswith("CIFAR-100, resnet14 > resnet8, paper profile")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from helper.labels import LabelLoss, balanced, likelier, repeated
 from helper.slow import SlowWeights
 from helper.step import Part, Precision, Update, parameter_groups
 from helper.trainee import Trainee
-from scripts import summarize
+from scripts import runs_table
 
 CPU = torch.device("cpu")
 RECIPE = "--opt adamw --learning_rate 0.002 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --clip_grad 1 --accumulate 3"
@@ -393,7 +393,7 @@ def test_validation_split(tmp_path) -> None:
     rows = [line.split(",") for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
     hits = [label == prediction for _, label, prediction, _ in rows]
     assert len(hits) == 50 and summary["test_acc"] == pytest.approx(2 * sum(hits))
-    told = summarize.Run(folder)
+    told = runs_table.Run(folder)
     assert (told.last, told.best) == (summary["test_acc"], summary["best_test_acc"])
     best = tmp_path / "best.txt"
     train_teacher.main([*plain, *own, "--test_only", str(folder / "best.pth"), "--run_log", str(best)])
