@@ -4,10 +4,11 @@ import contextlib
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "register",
     "register_family",
     "register_pattern",
+    "run_stages",
 ]
 
 
@@ -104,6 +106,23 @@ def init_convs(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def run_stages(
+    x: Tensor, stages: Iterable[nn.ModuleList], then: Callable[[Tensor], Tensor] = lambda x: x
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Runs stages of blocks that return what their last ReLU reads; `then` follows that ReLU.
+
+    x: the stem's output, [B, C, H, W]. Returns feats and preacts as in Output.
+    """
+    feats, preacts = [x], [x]
+    for stage in stages:
+        for block in stage:
+            preact = block(x)
+            x = then(F.relu(preact, inplace=block is not stage[-1]))  # the last one's preact is returned
+        feats.append(x)
+        preacts.append(preact)
+    return tuple(feats), tuple(preacts)
 
 
 class TooLarge(ValueError):
