@@ -1,11 +1,12 @@
 """What every data set gives, and the table of data sets."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from models.near import unknown
 
 from .storage import Files
 
@@ -88,6 +89,5 @@ def dataset_names() -> list[str]:
 def find_dataset(name: str) -> Callable[..., ImageSet]:
     """Raises ValueError, with the near names, where there is no data set of that name."""
     if name not in _datasets:
-        near = difflib.get_close_matches(name.lower(), _datasets, n=3, cutoff=0.4)
-        raise ValueError(f"unknown data set {name!r}; near: {', '.join(near or dataset_names())}")
+        raise unknown("data set", name, dataset_names())
     return _datasets[name]

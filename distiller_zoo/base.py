@@ -1,6 +1,5 @@
 """The contract of a method, and the table of methods."""
 
-import difflib
 import inspect
 import operator
 import re
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from dataset.augment import Augment, Views
 from dataset.base import Batch, Shared
+from helper.labels import LabelLoss
 from models.base import Output
+from models.near import unknown
 
 __all__ = [
     "Batch",
@@ -79,6 +80,7 @@ class Pair(NamedTuple):
     batch_size: int = 64  # samples of a step, on all devices together
     epochs: int = 240  # of the training
     anew: Callable[[], nn.Module] | None = None  # gives another student, as it is before any training
+    label_loss: nn.Module = LabelLoss()  # of the run: (logits, labels) -> scalar
 
 
 class Distiller(nn.Module):
@@ -189,8 +191,7 @@ def method_names() -> list[str]:
 def find_method(name: str) -> type[Distiller]:
     """The class behind a name or alias. Raises ValueError, with the near names, where there is none."""
     if name not in _methods:
-        near = difflib.get_close_matches(name.lower(), _methods, n=3, cutoff=0.4)
-        raise ValueError(f"unknown method {name!r}; near: {', '.join(near or method_names())}")
+        raise unknown("method", name, _methods)
     return _methods[name]
 
 

@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import models
+from models.near import near
 
 from . import checkpoint
-from .util import OneLineParser, UserError, near
+from .util import OneLineParser, UserError
 
 
 def first(action: argparse.Action) -> argparse.Action:

@@ -1,7 +1,6 @@
 """What every network returns, and the table of networks."""
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .near import near, unknown
 
 __all__ = [
     "Images",
@@ -204,8 +205,7 @@ def find_in_family(name: str) -> tuple[Family, str]:
     family, known = _families[prefix], _families[prefix].names()
     arch = re.split("[.@]", rest)[0]  # timm names published weights behind a dot
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
-        raise ValueError(f"unknown network {name!r}; near: {', '.join(f'{prefix}:{n}' for n in near) or 'none'}")
+        raise ValueError(f"unknown network {name!r}{near(arch, known, f'{prefix}:')}")
     return family, rest
 
 
@@ -228,9 +228,7 @@ def create_model(
     if name.partition(":")[0] in _families:
         family, rest = find_in_family(name)
         return family.build(rest, num_classes, images, drop_path)
-    names = {known.lower(): known for known in [*_networks, *(f"{prefix}:" for prefix in _families)]}
-    near = [names[known] for known in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
-    raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
+    raise unknown("network", name, [*_networks, *(f"{prefix}:" for prefix in _families)])
 
 
 def at_own_size(name: str) -> str:
