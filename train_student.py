@@ -138,7 +138,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     teacher = teachers[0] if teachers else student
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
     anew = functools.partial(new_student, opt, {}, data)
-    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew)
+    label_loss = loading.label_loss(opt, data)
+    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew, label_loss)
     with as_user_error(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
@@ -147,9 +148,10 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
-    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
+    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up)
     criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
-    criterion.label_loss = loading.label_loss(opt, data).to(device)
+    criterion.label_loss = label_loss
+    criterion.to(device)
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept
