@@ -221,6 +221,13 @@ def settle_training(opt: argparse.Namespace) -> None:
         optimizers.package()
     if opt.opt != "sgd":
         opt.learning_rate = opt.learning_rate or optimizers.RATE
+    for key, has_effect, needed in (
+        ("momentum", opt.opt == "sgd", "--opt sgd"),
+        ("lr_decay_epochs", opt.sched == "step", "--sched step"),
+        ("lr_decay_rate", opt.sched == "step" or "init_epochs" in opt, "--sched step"),  # or in an initialisation
+    ):
+        if key in opt.given and not has_effect:
+            raise UserError(f"--{key} has no effect without {needed}")
     if opt.min_lr is not None and opt.sched != "cosine":
         raise UserError("--min_lr has no effect without --sched cosine")
     if opt.warmup_lr is not None and not opt.warmup_epochs:

@@ -68,7 +68,9 @@ class Run:
         self.folder = Path(opt.save_folder) / kind / name
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
         self.options = {
-            k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only", "sweep", "at_once")
+            k: v
+            for k, v in vars(opt).items()
+            if k not in ("config", "given", "resume", "test_only", "sweep", "at_once")
         }
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
         self.logs: dict[str, str] = {}  # the text of each log.csv, which goes into last.pth
