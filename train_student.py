@@ -91,7 +91,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
-    options.add_run_options(parser, trial="1")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
 
 

@@ -13,7 +13,7 @@ import models
 from distiller_zoo.criterion import Criterion
 from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules
 from helper.loops import Group, fit
-from helper.run import Run
+from helper.run import Run, told_options
 from helper.step import Precision, Stage
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, seed_everything
@@ -30,8 +30,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
-    options.add_run_options(parser, trial="0")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
+
+
+def run_name(opt: argparse.Namespace, trial: str) -> str:
+    return f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{trial}"
+
+
+def resume_trial_0(opt: argparse.Namespace) -> None:
+    """Without --trial: that is 0, which was the default here before, where there is such a run and none of trial 1."""
+    if opt.config or opt.resume == "never" or "trial" in opt.given:
+        return
+    first, before = (told_options("models", run_name(opt, trial), opt).get("trial") for trial in "10")
+    if before == "0" and first in (None, "0"):  # with --run_name both are the same run
+        opt.trial, opt.seed = "0", opt.seed if "seed" in opt.given else 0
+        print("--trial 0: a run is there that began with the former default")
 
 
 def weights_to_start_from(opt: argparse.Namespace, run: Run) -> tuple[str, str, dict[str, Any]]:
@@ -57,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     opt.model = opt.model or networks.named({"--test_only": opt.test_only}) or "resnet110"
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
 
-    name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
-    run = Run("models", name, opt)
+    resume_trial_0(opt)
+
+    run = Run("models", run_name(opt, opt.trial), opt)
     if run.finished:
         loading.check_data_of(opt, [run])
         return run.already_done()

@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=120, decay="30,60,90")
-    options.add_run_options(parser, trial="1")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
 
 

@@ -17,9 +17,9 @@ FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb",
 FREE |= {"weights", "track", "push_to_hub"}
 
 
-def add_run_options(parser: Parser, trial: str) -> None:
+def add_run_options(parser: Parser) -> None:
     group = parser.add_argument_group("run")
-    first(group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name"))
+    first(group.add_argument("-t", "--trial", default="1", help="number of this repetition, part of the run's name"))
     group.add_argument(
         "--seed", type=seeds, help="of all random numbers; 1,2,3: with --sweep, as trials; default: the trial's number"
     )

@@ -62,10 +62,9 @@ class Run:
     """
 
     def __init__(self, kind: str, name: str, opt: argparse.Namespace, start: str | None = None) -> None:
-        name = opt.run_name or name
-        if name != os.path.basename(name) or name in (".", "..") or "\0" in name or len(os.fsencode(name)) > 255:
-            raise UserError(f"--run_name {name}: expected a folder's name, of at most 255 bytes and without /")
-        self.folder = Path(opt.save_folder) / kind / name
+        self.folder = folder_of(kind, name, opt)
+        if not opt.run_name and ":" in self.folder.name:
+            print(f"{self.folder}: this run goes on under its former name; new names have no colon")
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
         self.options = {
             k: v
@@ -344,10 +343,22 @@ class Run:
             print(f"uploaded to {publish.push(repository, self.folder, state, s)}")
 
 
+def folder_of(kind: str, name: str, opt: argparse.Namespace) -> Path:
+    """The run's folder: --run_name, else `name` with a dash for each colon and slash, which some systems do not take.
+
+    A run that is there under `name` itself, as before, keeps that. Raises UserError for what is no folder's name.
+    """
+    runs, plain = Path(opt.save_folder) / kind, opt.run_name or re.sub("[:/]", "-", name)
+    if plain in (".", "..") or "/" in plain or "\0" in plain or len(os.fsencode(plain)) > 255:
+        raise UserError(f"--run_name {plain}: expected a folder's name, of at most 255 bytes and without /")
+    former = not opt.run_name and "/" not in name and opt.resume != "never"
+    return runs / name if former and (runs / name).is_dir() and not (runs / plain).exists() else runs / plain
+
+
 def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:
     """The options of the run in that folder; {} where there is none, or none that can be read."""
     with contextlib.suppress(UserError):
-        told = checkpoint.load_json(Path(opt.save_folder) / kind / (opt.run_name or name) / "options.json", "options")
+        told = checkpoint.load_json(folder_of(kind, name, opt) / "options.json", "options")
         return told["options"] if isinstance(told.get("options"), dict) else {}
     return {}
 
