@@ -1,6 +1,6 @@
 """What every data set gives, and the table of data sets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +64,8 @@ class ImageSet:
     flip: bool = True  # random horizontal flip
     test_images: Tensor | Files | None = None  # [L, 3, H, W] uint8, where others are validated while training
     test_labels: Tensor | None = None
+    val_paths: Sequence[str] = ()  # [M] of image files, below the data folder
+    test_paths: Sequence[str] = ()
 
 
 _datasets: dict[str, Callable[..., ImageSet]] = {}

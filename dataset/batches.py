@@ -61,6 +61,8 @@ def split(data: ImageSet, n: int) -> ImageSet:
         val_labels=data.train_labels[chosen],
         test_images=data.val_images,
         test_labels=data.val_labels,
+        val_paths=(),
+        test_paths=data.val_paths,
     )
 
 
@@ -154,8 +156,12 @@ class Batches:
 class ValBatches:
     """Validation batches: every sample once, in order, normalised and not augmented; arguments as of `InMemory`.
 
-    part: this process and their number; each has a part of the set, no sample is in two.
+    part: this process and their number; each has a part of the set, no sample is in two. classes, paths: the data
+    set's, of all samples, for who saves what is predicted.
     """
+
+    classes: Sequence[str] = ()
+    paths: Sequence[str] = ()
 
     def __init__(
         self,
@@ -180,7 +186,9 @@ class ValBatches:
     def of(
         cls, data: ImageSet, batch_size: int, device: torch.device | str, part: tuple[int, int] = (0, 1)
     ) -> "ValBatches":
-        return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
+        batches = cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
+        batches.classes, batches.paths = data.classes, data.val_paths
+        return batches
 
     def __len__(self) -> int:
         return -(-self.n_data // self.batch_size)

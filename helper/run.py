@@ -5,11 +5,12 @@ import contextlib
 import csv
 import fcntl
 import functools
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -270,7 +271,7 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode()))
+        checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode(errors="surrogateescape")))
 
     @writes
     def log(self, name: str, row: dict[str, Any]) -> None:
@@ -293,11 +294,19 @@ class Run:
         checkpoint.save(self.folder / name, {**state, "options": self.options, "made_of": self.made_of}, before)
 
     @writes
-    def save_predictions(self, name: str, predictions: Tensor) -> None:
-        """predictions [N, 3]: label, predicted class, its probability; name: of another network than the result."""
-        lines = [f"{i},{int(y)},{int(p)},{c:.6f}" for i, (y, p, c) in enumerate(predictions.tolist())]
-        text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
-        self._write(f"predictions{'_' if name else ''}{name}.csv", text)
+    def save_predictions(self, name: str, predictions: Tensor, classes: Sequence[str], paths: Sequence[str]) -> None:
+        """name: of another network than the result. predictions [N, 3]: label, predicted class, its probability.
+
+        classes: [K] names; paths: [N] of the images, or none.
+        """
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        columns = ["index", "label", "prediction", "confidence", "label_name", "prediction_name"]
+        writer.writerow(columns + (["path"] if paths else []))
+        for i, (label, guess, confidence) in enumerate(predictions.tolist()):
+            row = [i, int(label), int(guess), f"{confidence:.6f}", classes[int(label)], classes[int(guess)]]
+            writer.writerow(row + ([paths[i]] if paths else []))
+        self._write(f"predictions{'_' if name else ''}{name}.csv", table.getvalue())
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Writes summary.json from the logs, which also span the parts of a run that was interrupted."""

@@ -392,7 +392,7 @@ def test_validation_split(tmp_path) -> None:
     folder = tmp_path / "models" / "own"
     summary = json.loads((folder / "summary.json").read_text())
     rows = [line.split(",") for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
-    hits = [label == prediction for _, label, prediction, _ in rows]
+    hits = [label == prediction for _, label, prediction, *_ in rows]
     assert len(hits) == 50 and summary["test_acc"] == pytest.approx(2 * sum(hits))
     told = summarize.Run(folder)
     assert (told.last, told.best) == (summary["test_acc"], summary["best_test_acc"])
