@@ -185,12 +185,6 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     )
 
 
-def begin(opt: argparse.Namespace) -> None:
-    """What every script does first: starts its log in the first process, and settles the seed."""
-    start_log(opt)
-    settle_seed(opt)
-
-
 def start_log(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with as_user_error(f"--run_log {opt.run_log}"):
