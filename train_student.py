@@ -14,84 +14,31 @@ from torch import nn
 import crd  # noqa: F401  registers its methods
 import dataset
 import models
-from distiller_zoo import KD, Pair, chosen, find_method, method_meanings, method_names, method_options
+from distiller_zoo import KD, Pair, chosen, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
 from distiller_zoo.dot import DOT
-from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules, sweep
+from distiller_zoo.options import add_distillation_options
+from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules, script, sweep
 from helper.loops import Group, fit
 from helper.run import Run, told_options
 from helper.slow import SlowWeights
-from helper.step import Precision, Stage
+from helper.step import Stage
 from helper.teachers import all_teachers, build_teachers, load_teachers
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, as_user_error, command, seed_everything
-from helper.validation import test
 
 METHOD_OPTIONS = {name: method_options(find_method(name)) for name in method_names()}
-MEANINGS = {name: method_meanings(find_method(name)) for name in method_names()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = parsing.Parser(__doc__, "Those of a method: --help_method crd.")
-    how = {"dest": "help", "action": parsing.Help, "text": lambda _, names: chosen.described(names, METHOD_OPTIONS)}
-    how |= {"type": parsing.names_of(find_method), "nargs": "?", "metavar": "NAMES"}
-    parsing.first(parser.add_argument("--help_method", **how, help="options and source of methods; alone: all names"))
-    group = parser.add_argument_group("distillation")
-    parsing.first(group.add_argument("--path_t", metavar="FILE", nargs="+", help="the teachers' checkpoints"))
-    group.add_argument(
-        "--model_t", "--teacher_name", type=parsing.network, nargs="+",
-        help="the teachers' networks; default: as the checkpoint or its folder's name says",
-    )  # fmt: skip
-    group.add_argument("--pretrained_t", action="store_true", help="--model_t with its published weights, no --path_t")
-    model_s = "the student's network; default: as in its file, else resnet8"
-    parsing.first(group.add_argument("--model_s", "--student_name", type=parsing.network, help=model_s))
-    group.add_argument("--path_s", metavar="FILE", help="checkpoint that the student starts from")
-    group.add_argument("--pretrained_s", action="store_true", help="the student starts from its published weights")
-    group.add_argument("--new_head", action="store_true", help="with a new classifier in the place of that of --path_s")
-    names, methods = parsing.names_of(find_method), "method, or several as crd,at; --help_method lists all"
-    parsing.first(group.add_argument("--distill", "--kd_method", type=names, default="kd", help=methods))
-    of_ce, of_kd = "weight of the cross entropy; default: as published", "weight of KD; default: as published"
-    of_methods = "weight of each method, as 0.8,1000; default: as published"
-    parsing.first(group.add_argument("-r", "--gamma", type=parsing.weight, help=of_ce))
-    parsing.first(group.add_argument("-a", "--alpha", type=parsing.weight, help=of_kd))
-    parsing.first(group.add_argument("-b", "--beta", type=parsing.weight_list, help=of_methods))
-    group.add_argument(
-        "--weights", choices=["paper", "default"], default="paper",
-        help="paper: what is left out is as published for the pair (configs/cifar100_pairs.csv), else the method's own",
-    )  # fmt: skip
-    group.add_argument("--init_epochs", type=parsing.whole, help="epochs of an initialisation; default: as published")
-    group.add_argument(
-        "--init_learning_rate", type=parsing.above_zero,
-        help="learning rate of an initialisation; default: as published, else that of the training",
-    )  # fmt: skip
-    group.add_argument(
-        "--init_lr_decay_epochs",
-        type=parsing.epoch_list,
-        help="its rate falls after these epochs; default: as published",
-    )
-    group.add_argument(
-        "--warm_up", type=parsing.whole, metavar="N", help="epochs in which -b rises; default: as published"
-    )
-    group.add_argument(
-        "--dot", type=parsing.share, metavar="DELTA",
-        help="DOT: the momentum is DELTA less for the labels' gradient, and DELTA more for the others'",
-    )  # fmt: skip
-    group.add_argument(
-        "--standardise", action="store_true", help="KD and methods see logits of mean 0, deviation 1 over the classes"
-    )
-    group.add_argument(
-        "--ea_weights", type=parsing.above_zero, nargs="?", const=100.0, metavar="BOUND",
-        help="KD and methods weigh samples by their entropies; BOUND: the largest, alone 100 as in EA-KD on KD and DKD",
-    )  # fmt: skip
-    group.add_argument("--mcl_tau", type=parsing.share, help="--ema, by the name that its paper gives it")
-    group.add_argument("--mcl_every", type=parsing.count, default=1, help="steps between two moves of the slow weights")
-    parsing.add_method_options(parser, METHOD_OPTIONS, {"kd_T": "--temperature"}, MEANINGS)
+    add_distillation_options(parser, METHOD_OPTIONS)
     sweep.add_options(parser)
     options.add_teacher_options(parser)
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
-    options.add_run_options(parser, trial="1")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -138,7 +85,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     teacher = teachers[0] if teachers else student
     s, t = models.probe(student, data.train_images), models.probe(teacher, data.train_images)
     anew = functools.partial(new_student, opt, {}, data)
-    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew)
+    label_loss = loading.label_loss(opt, data)
+    pair = Pair(s, t, student, teacher, data.train_labels, opt.batch_size, opt.epochs, anew, label_loss)
     with as_user_error(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
@@ -147,9 +95,10 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
-    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up).to(device)
+    criterion = Criterion(opt.gamma, opt.alpha, kd, methods, opt.beta, opt.warm_up)
     criterion.standardise, criterion.ea_bound = opt.standardise, opt.ea_weights
-    criterion.label_loss = loading.label_loss(opt, data).to(device)
+    criterion.label_loss = label_loss
+    criterion.to(device)
     student.to(device, memory_format=torch.channels_last)
 
     # slow weights, and networks whose predictions are kept
@@ -176,17 +125,17 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
 def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.device]:
     """Settles all that can be wrong before anything is read but the teachers' files, whose content comes second."""
     jobs = sweep.jobs(parse, argv)
-    options.start_log(jobs[0].opt)
+    first = jobs[0].opt
+    options.start_log(first)
     for job in jobs:  # the teacher's name, which the published weights depend on, may be in its file
         with sweep.naming(job.item):
             before = argparse.Namespace(**vars(job.opt) | {"weights": "default"})
             chosen.check(before, settle(before))
         for key in ("dataset", "image_size", "model_s"):  # files may have said them, which need not be read again
             setattr(job.opt, key, getattr(before, key))
-    device = parallel.start(jobs[0].opt)
-    if jobs[0].opt.sweep:
+    device = parallel.start(first)
+    if first.sweep:
         sweep.check_device(device)
-    first = jobs[0].opt
     if parallel.is_distributed() and first.dot is not None:
         raise UserError("--dot: expected one process: gradients of two losses do not travel")
     states = load_teachers(first, told_options("student_model", "", first) if first.run_name else {})
@@ -200,36 +149,45 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
     load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
     for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
-        opt = job.opt
-        options.settle_teacher_options(opt, any(asked for _, asked in needs), device)
-        methods, betas = ",".join(opt.distill), ",".join(map(str, opt.beta))
-        name = f"S:{opt.model_s}_T:{'+'.join(opt.model_t or ['None'])}_{opt.dataset}_{methods}"
-        name += f"_r:{opt.gamma}_a:{opt.alpha}_b:{betas}_{opt.trial}"
-        run = Run("student_model", name, opt, start=opt.path_s)
+        options.settle_teacher_options(job.opt, any(asked for _, asked in needs), device)
+        run = Run("student_model", run_name(job.opt), job.opt, start=job.opt.path_s)
         if run.folder in [student.run.folder for student in students]:
             raise UserError(f"--sweep: two students have the folder {run.folder}; give --run_name in an item")
-        start = load_start(opt.path_s)
-        if opt.pretrained_s and not run.finished and opt.test_only is None:
-            start = networks.published("--pretrained_s", opt.model_s)
-            run.begins_with("pretrained_s", checkpoint.digests("--pretrained_s", [opt.model_s], [start]))
-        if opt.path_s and not run.finished and (opt.test_only is None or not run.state):
-            checkpoint.existing(opt.path_s, "--path_s", "last.pth")
+        start = weights_to_start_from(job.opt, run, load_start(job.opt.path_s))
         run.begins_with("path_t", taught_by)
-        run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [start]) if opt.path_s else [])
-        students.append(Student(job, opt, found, taught, run, start))
+        students.append(Student(job, job.opt, found, taught, run, start))
     return students, states, device
+
+
+def run_name(opt: argparse.Namespace) -> str:
+    teachers, methods, betas = "+".join(opt.model_t or ["None"]), ",".join(opt.distill), ",".join(map(str, opt.beta))
+    name = f"S:{opt.model_s}_T:{teachers}_{opt.dataset}_{methods}_r:{opt.gamma}_a:{opt.alpha}_b:{betas}"
+    return f"{name}_{opt.trial}"
+
+
+def weights_to_start_from(opt: argparse.Namespace, run: Run, start: dict[str, Any]) -> dict[str, Any]:
+    """Those of --pretrained_s, or what --path_s holds (start; {}: no such file, which a finished run does not need).
+
+    The run notes them. Raises UserError where they are not there, or it began with others.
+    """
+    if opt.pretrained_s and not run.finished and opt.test_only is None:
+        start = networks.published("--pretrained_s", opt.model_s)
+        run.begins_with("pretrained_s", checkpoint.digests("--pretrained_s", [opt.model_s], [start]))
+    if opt.path_s and not run.finished and (opt.test_only is None or not run.state):
+        checkpoint.existing(opt.path_s, "--path_s", "last.pth")
+    run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [start]) if opt.path_s else [])
+    return start
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     students, states, device = prepare(argv)
     opt, waiting = students[0].opt, [student for student in students if not student.run.finished]
-    if waiting and opt.test_only is None:
+    if opt.test_only is not None:
+        return script.test_only(opt, waiting[0].run, opt.model_s, device, waiting[0].start)
+    if waiting:
         states = all_teachers(opt, states, [student.run for student in waiting])
-    finished = [student.run for student in students if student.run.finished]
-    loading.check_data_of(opt, finished)
-    for run in finished:
-        run.already_done()
+    script.already_done(opt, [student.run for student in students if student.run.finished])
     if waiting:
         train_students(waiting, states, device)
     if opt.sweep:
@@ -237,15 +195,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_students(students: list[Student], states: list[dict], device: torch.device) -> None:
-    run, opt = students[0].run, students[0].opt
+    opt = students[0].opt
     data = loading.load_data(opt, [student.run for student in students])
-    if opt.test_only is not None:  # a file says itself how its network was wrapped
-        flag = "--test_only" if run.state else "--path_s"
-        state = run.state or students[0].start
-        kind = len(data.classes), loading.images_of(data)
-        network = networks.restore(opt.model_s, state, flag, run.tested, *kind)
-        return test(run, network, loading.val_batches(opt, data, device), Precision(opt.amp, device))
-
     shared = sweep.Shared(opt, data, build_teachers(opt, states, data, device), device)
 
     def build(student: Student) -> tuple[Group, Trainee]:

@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 
-import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules
-from helper.loops import Group, fit
-from helper.run import Run
-from helper.step import Precision, Stage
+from helper import checkpoint, loading, networks, options, parsing, schedules, script
+from helper.run import Run, told_options
+from helper.step import Stage
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, seed_everything
-from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,8 +27,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=240, decay="150,180,210")
-    options.add_run_options(parser, trial="0")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
+
+
+def run_name(opt: argparse.Namespace, trial: str) -> str:
+    return f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{trial}"
+
+
+def resume_trial_0(opt: argparse.Namespace) -> None:
+    """Without --trial: that is 0, which was the default here before, where there is such a run and none of trial 1."""
+    if opt.config or opt.resume == "never" or "trial" in opt.given:
+        return
+    first, before = (told_options("models", run_name(opt, trial), opt).get("trial") for trial in "10")
+    if before == "0" and first in (None, "0"):  # with --run_name both are the same run
+        opt.trial, opt.seed = "0", opt.seed if "seed" in opt.given else 0
+        print("--trial 0: a run is there that began with the former default")
 
 
 def weights_to_start_from(opt: argparse.Namespace, run: Run) -> tuple[str, str, dict[str, Any]]:
@@ -51,40 +62,29 @@ def weights_to_start_from(opt: argparse.Namespace, run: Run) -> tuple[str, str, 
 @command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
-    options.begin(opt)
-    device = parallel.start(opt)
-    networks.settle_data(opt)
+    device = script.begin(opt)
     opt.model = opt.model or networks.named({"--test_only": opt.test_only}) or "resnet110"
     opt.learning_rate = opt.learning_rate or models.sketch(opt.model).learning_rate
+    resume_trial_0(opt)
 
-    name = f"{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}"
-    run = Run("models", name, opt)
+    run = Run("models", run_name(opt, opt.trial), opt)
     if run.finished:
-        loading.check_data_of(opt, [run])
-        return run.already_done()
+        return script.already_done(opt, [run])
     flag, path, start = weights_to_start_from(opt, run)
-
-    data = loading.load_data(opt, [run])
-    val_batches = loading.val_batches(opt, data, device)
-    kind = len(data.classes), loading.images_of(data)
     if opt.test_only is not None:
-        model = networks.restore(opt.model, run.state, "--test_only", run.tested, *kind)
-        return test(run, model, val_batches, Precision(opt.amp, device))
+        return script.test_only(opt, run, opt.model, device)
+    data = loading.load_data(opt, [run])
 
     seed_everything(opt.seed)
-    model = networks.create(opt.model, "--model", *kind, opt.drop_path)
+    model = networks.create(opt.model, "--model", len(data.classes), loading.images_of(data), opt.drop_path)
     if start:
         model = networks.begun(model, opt.model, start, flag, path, opt.new_head or (None if opt.pretrained else False))
     model.to(device, memory_format=torch.channels_last)
     criterion = Criterion()
     criterion.label_loss = loading.label_loss(opt, data).to(device)
-    augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
-    batches = loading.train_batches(opt, data, augment, device)
     stage = Stage("", opt.epochs, criterion, schedules.of(opt))
     facts, slow = loading.facts(opt.model, model, data), loading.slow_weights(opt, model)
-    trainee = Trainee(run, opt, Networks(model, criterion, slow), [stage], facts, device)
-    fit(trainee, Group(batches, val_batches, loading.test_batches(opt, data, device)))
-    export.save(run, trainee.kept, val_batches, loading.images_of(data), data.classes)
+    script.train(Trainee(run, opt, Networks(model, criterion, slow), [stage], facts, device), data)
 
 
 if __name__ == "__main__":

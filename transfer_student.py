@@ -11,16 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import dataset
 import models
 from distiller_zoo.criterion import Criterion
-from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules
-from helper.loops import Group, fit
+from helper import checkpoint, loading, networks, options, parsing, schedules, script
 from helper.run import Run, told_options
-from helper.step import Precision, Stage
+from helper.step import Stage
 from helper.trainee import Networks, Trainee
 from helper.util import UserError, command, seed_everything
-from helper.validation import test
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,18 +31,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_data_options(parser)
     options.add_augment_options(parser)
     options.add_training_options(parser, epochs=120, decay="30,60,90")
-    options.add_run_options(parser, trial="1")
+    options.add_run_options(parser)
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
-    options.begin(opt)
+    device = script.begin(opt)
     if opt.drop_path and opt.probe_bn == "eval":
         raise UserError("--drop_path has no effect with --probe_bn eval: the network stays in eval mode")
-    device = parallel.start(opt)
-    networks.settle_data(opt)
     source = Path(opt.path_s).absolute().parent.name
     name = f"{source}_to_{opt.dataset}_{opt.probe_bn}_{opt.trial}"
     state = checkpoint.load_if_there(opt.path_s, "--path_s")  # a finished run does not need it
@@ -64,18 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     run = Run("transfer", name, opt)
     run.begins_with("path_s", checkpoint.digests("--path_s", [opt.path_s], [state]))
     if run.finished:
-        loading.check_data_of(opt, [run])
-        return run.already_done()
+        return script.already_done(opt, [run])
     checkpoint.existing(opt.path_s, "--path_s", "last.pth")
-
-    data = loading.load_data(opt, [run])
-    val_batches, images = loading.val_batches(opt, data, device), loading.images_of(data)
     if opt.test_only is not None:
-        student = networks.restore(opt.model_s, run.state, "--test_only", run.tested, len(data.classes), images)
-        return test(run, student, val_batches, Precision(opt.amp, device))
+        return script.test_only(opt, run, opt.model_s, device)
+    data = loading.load_data(opt, [run])
 
     # the network as it was trained, frozen, with a new classifier
     seed_everything(opt.seed)
+    images = loading.images_of(data)
     n_source = checkpoint.class_count(sketch, state, "--path_s", opt.path_s)
     student = networks.create(opt.model_s, "--model_s", n_source, images, opt.drop_path)
     student = networks.fill(student, opt.model_s, state, "--path_s", opt.path_s, images)
@@ -88,14 +80,10 @@ def main(argv: list[str] | None = None) -> None:
 
     criterion = Criterion()
     criterion.label_loss = loading.label_loss(opt, data).to(device)
-    augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
-    batches = loading.train_batches(opt, data, augment, device)
     train_mode = opt.probe_bn == "train"
     stage = Stage("", opt.epochs, criterion, schedules.of(opt), train_mode=train_mode)
     facts, slow = loading.facts(opt.model_s, student, data), loading.slow_weights(opt, student)
-    trainee = Trainee(run, opt, Networks(student, criterion, slow), [stage], facts, device)
-    fit(trainee, Group(batches, val_batches, loading.test_batches(opt, data, device)))
-    export.save(run, trainee.kept, val_batches, loading.images_of(data), data.classes)
+    script.train(Trainee(run, opt, Networks(student, criterion, slow), [stage], facts, device), data)
 
 
 if __name__ == "__main__":

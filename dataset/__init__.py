@@ -15,7 +15,7 @@ from . import stl10 as stl10
 from . import tinyimagenet as tinyimagenet
 from .augment import Augment, InMemory, Views
 from .base import Batch, ImageSet, dataset_names, find_dataset, register
-from .batches import Batches, ValBatches, limit, split
+from .batches import Batches, ValBatches, limit, places, split
 from .digest import fingerprint, listed
 from .files import Unreadable
 from .mixing import Mixing
@@ -87,8 +87,12 @@ def load(
     for part, n in (("train", limit_train), ("val", limit_val)):
         if n is not None:
             try:
-                subset = limit(getattr(data, f"{part}_images"), getattr(data, f"{part}_labels"), n)
+                chosen = places(getattr(data, f"{part}_labels"), n)
             except ValueError as error:
                 raise ValueError(f"--limit_{part}: {error}") from error
-            data = dataclasses.replace(data, **{f"{part}_images": subset[0], f"{part}_labels": subset[1]})
-    return data
+            kept = {f"{part}_{each}": getattr(data, f"{part}_{each}")[chosen] for each in ("images", "labels")}
+            if part == "val" and data.val_paths:
+                kept["val_paths"] = [data.val_paths[place] for place in chosen.tolist()]
+            data = dataclasses.replace(data, **kept)
+    inside = str(Path(folder) / "_")[:-1]
+    return dataclasses.replace(data, val_paths=[path.removeprefix(inside) for path in data.val_paths])

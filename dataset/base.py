@@ -1,11 +1,12 @@
 """The contract of the data sets, and their registry."""
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from models.near import unknown
 
 from .storage import Files
 
@@ -63,6 +64,8 @@ class ImageSet:
     flip: bool = True  # random horizontal flip
     test_images: Tensor | Files | None = None  # [L, 3, H, W] uint8; with --val_split, the original val_images
     test_labels: Tensor | None = None
+    val_paths: Sequence[str] = ()  # [M] of image files, below the data folder
+    test_paths: Sequence[str] = ()
 
 
 _datasets: dict[str, Callable[..., ImageSet]] = {}
@@ -88,6 +91,5 @@ def dataset_names() -> list[str]:
 def find_dataset(name: str) -> Callable[..., ImageSet]:
     """The loader of this name. Raises ValueError, listing similar names, if there is none."""
     if name not in _datasets:
-        near = difflib.get_close_matches(name.lower(), _datasets, n=3, cutoff=0.4)
-        raise ValueError(f"unknown data set {name!r}; near: {', '.join(near or dataset_names())}")
+        raise unknown("data set", name, dataset_names())
     return _datasets[name]

@@ -69,6 +69,8 @@ def split(data: ImageSet, n: int) -> ImageSet:
         val_labels=data.train_labels[chosen],
         test_images=data.val_images,
         test_labels=data.val_labels,
+        val_paths=(),
+        test_paths=data.val_paths,
     )
 
 
@@ -185,6 +187,9 @@ class ValBatches:
         part: rank of this process, and the world size; no sample is in two parts.
     """
 
+    classes: Sequence[str] = ()
+    paths: Sequence[str] = ()
+
     def __init__(
         self,
         images: Tensor | Files,
@@ -209,7 +214,9 @@ class ValBatches:
         cls, data: ImageSet, batch_size: int, device: torch.device | str, part: tuple[int, int] = (0, 1)
     ) -> "ValBatches":
         """The validation batches of a data set."""
-        return cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
+        batches = cls(data.val_images, data.val_labels, batch_size, data.mean, data.std, device=device, part=part)
+        batches.classes, batches.paths = data.classes, data.val_paths
+        return batches
 
     def __len__(self) -> int:
         return -(-self.n_data // self.batch_size)

@@ -76,4 +76,5 @@ def read(folder: str | Path, image_size: int | None, storage: Storage, train: tu
         mean=(0.4789, 0.4723, 0.4305),
         std=(0.2421, 0.2383, 0.2587),
         padding=size // 8,
+        val_paths=[file.path for file in found[val][1]],
     )

@@ -36,4 +36,5 @@ class Listing(NamedTuple):
             mean,
             std,
             padding=size // 8,
+            val_paths=[file.path for file in self.val_files],
         )

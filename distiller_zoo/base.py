@@ -1,6 +1,5 @@
 """The base class of the methods, and the registry of their names."""
 
-import difflib
 import inspect
 import operator
 import re
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from dataset.augment import Augment, Views
 from dataset.base import Batch, Shared
+from helper.labels import LabelLoss
 from models.base import Output
+from models.near import unknown
 
 __all__ = [
     "Batch",
@@ -79,6 +80,7 @@ class Pair(NamedTuple):
     batch_size: int = 64  # samples a step, on all devices together
     epochs: int = 240  # of the training
     anew: Callable[[], nn.Module] | None = None  # builds another, untrained student
+    label_loss: nn.Module = LabelLoss()  # of the run: (logits, labels) -> scalar
 
 
 class Distiller(nn.Module):
@@ -217,8 +219,7 @@ def method_names() -> list[str]:
 def find_method(name: str) -> type[Distiller]:
     """The class for a name or alias. Raises ValueError, listing similar names, if there is none."""
     if name not in _methods:
-        near = difflib.get_close_matches(name.lower(), _methods, n=3, cutoff=0.4)
-        raise ValueError(f"unknown method {name!r}; near: {', '.join(near or method_names())}")
+        raise unknown("method", name, _methods)
     return _methods[name]
 
 

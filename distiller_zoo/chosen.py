@@ -145,6 +145,10 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     for flag in ("smoothing", "class_weights"):
         if getattr(opt, flag) and not opt.gamma:
             raise UserError(f"--{flag} has no effect: the weight of the cross entropy (-r) is 0")
+    if "lr_decay_rate" in opt.given and opt.sched != "step" and not (initialised and opt.init_lr_decay_epochs):
+        raise UserError("--lr_decay_rate has no effect without --sched step")
+    if not (opt.gamma or opt.alpha) and all(cls.separate_heads for cls in weighed):
+        raise UserError("-r and -a are both 0: nothing would train the class token's head, which is tested too")
     if opt.ema is not None and opt.mcl_tau is not None:
         raise UserError("--ema and --mcl_tau are the same option: expected one of them")
     for flag in ("mixup", "cutmix"):

@@ -7,7 +7,6 @@ Differs: all networks step at once, from predictions made before the step. In th
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import beside, full, labels_of
@@ -37,6 +36,7 @@ class DML(Distiller, name="dml"):
     def __init__(self, pair: Pair, *, dml_peers: Count = 1) -> None:
         super().__init__(pair)
         self.peers = nn.ModuleList(pair.anew() for _ in range(dml_peers))
+        self.label_loss = pair.label_loss
 
     @classmethod
     def needs_teacher(cls, options: dict[str, object]) -> bool:
@@ -48,7 +48,8 @@ class DML(Distiller, name="dml"):
     def forward(self, s: Output, t: Output | None, batch: Batch) -> Tensor:
         everyone = [s.logits, *(beside(peer, batch.images, s) for peer in self.peers)]
         labels, loss = labels_of(s, batch), 0.0
+        share = self.label_loss.share(batch) / batch.share  # by the latter the criterion multiplies all of it
         for i, z in enumerate(everyone):
             loss = loss + mutual(z, [*everyone[:i], *everyone[i + 1 :]])
-            loss = loss + (F.cross_entropy(full(z), labels) if i else 0.0)
+            loss = loss + (share * self.label_loss(full(z), labels) if i else 0.0)
         return loss

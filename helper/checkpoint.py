@@ -272,4 +272,5 @@ def find_name(state: dict[str, Any], path: str | Path, known: Callable[[str], bo
         return names.pop()
     parts = Path(path).absolute().parent.name.split("_")
     candidates = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
-    return next((name for name in candidates if known(name)), None)
+    # a folder has a dash for the colon of `timm:resnet18`
+    return next((name for each in candidates for name in (each, each.replace("-", ":", 1)) if known(name)), None)

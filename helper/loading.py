@@ -87,7 +87,8 @@ def test_batches(opt: argparse.Namespace, data: dataset.ImageSet, device: torch.
     """The same of the test set, where others are validated while training."""
     if data.test_labels is None:
         return None
-    tested = dataclasses.replace(data, val_images=data.test_images, val_labels=data.test_labels)
+    images, labels, paths = data.test_images, data.test_labels, data.test_paths
+    tested = dataclasses.replace(data, val_images=images, val_labels=labels, val_paths=paths)
     return val_batches(opt, tested, device)
 
 

@@ -17,9 +17,9 @@ FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb",
 FREE |= {"weights", "track", "push_to_hub"}
 
 
-def add_run_options(parser: Parser, trial: str) -> None:
+def add_run_options(parser: Parser) -> None:
     group = parser.add_argument_group("run")
-    first(group.add_argument("-t", "--trial", default=trial, help="number of this repetition, part of the run's name"))
+    first(group.add_argument("-t", "--trial", default="1", help="number of this repetition, part of the run's name"))
     group.add_argument(
         "--seed", type=seeds, help="of all random numbers; 1,2,3: with --sweep, as trials; default: the trial's number"
     )
@@ -185,12 +185,6 @@ def add_training_options(parser: Parser, epochs: int, decay: str) -> None:
     )
 
 
-def begin(opt: argparse.Namespace) -> None:
-    """What every script does first: starts its log in the first process, and settles the seed."""
-    start_log(opt)
-    settle_seed(opt)
-
-
 def start_log(opt: argparse.Namespace) -> None:
     if opt.run_log and os.environ.get("RANK", "0") == "0":
         with as_user_error(f"--run_log {opt.run_log}"):
@@ -221,6 +215,13 @@ def settle_training(opt: argparse.Namespace) -> None:
         optimizers.package()
     if opt.opt != "sgd":
         opt.learning_rate = opt.learning_rate or optimizers.RATE
+    for key, has_effect, needed in (
+        ("momentum", opt.opt == "sgd", "--opt sgd"),
+        ("lr_decay_epochs", opt.sched == "step", "--sched step"),
+        ("lr_decay_rate", opt.sched == "step" or "init_epochs" in opt, "--sched step"),  # or in an initialisation
+    ):
+        if key in opt.given and not has_effect:
+            raise UserError(f"--{key} has no effect without {needed}")
     if opt.min_lr is not None and opt.sched != "cosine":
         raise UserError("--min_lr has no effect without --sched cosine")
     if opt.warmup_lr is not None and not opt.warmup_epochs:

@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import models
+from models.near import near
 
 from . import checkpoint
-from .util import OneLineParser, UserError, near
+from .util import OneLineParser, UserError
 
 
 def first(action: argparse.Action) -> argparse.Action:
@@ -87,7 +88,7 @@ class BriefParser(OneLineParser):
 
 
 class Parser(BriefParser):
-    """Options that may also come from a file."""
+    """Options that may also come from a file. `given` holds the names of those that the command line itself gives."""
 
     def __init__(self, doc: str, rest: str = "") -> None:
         super().__init__(doc, rest)
@@ -102,7 +103,10 @@ class Parser(BriefParser):
         first = OneLineParser(add_help=False)
         first.add_argument("--config")
         config = first.parse_known_args(args)[0].config
-        return super().parse_args((self.config_arguments(config) if config else []) + args)
+        opt = super().parse_args((self.config_arguments(config) if config else []) + args)
+        flags = {word.partition("=")[0] if word.startswith("--") else word[:2] for word in args}
+        opt.given = {action.dest for action in self._actions if flags & set(action.option_strings)}
+        return opt
 
     def config_arguments(self, path: str) -> list[str]:
         """The file's values as arguments, so that they meet the same checks as typed ones."""

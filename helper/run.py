@@ -5,11 +5,12 @@ import contextlib
 import csv
 import fcntl
 import functools
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,13 +63,14 @@ class Run:
     """
 
     def __init__(self, kind: str, name: str, opt: argparse.Namespace, start: str | None = None) -> None:
-        name = opt.run_name or name
-        if name != os.path.basename(name) or name in (".", "..") or "\0" in name or len(os.fsencode(name)) > 255:
-            raise UserError(f"--run_name {name}: expected a folder's name, of at most 255 bytes and without /")
-        self.folder = Path(opt.save_folder) / kind / name
+        self.folder = folder_of(kind, name, opt)
+        if not opt.run_name and ":" in self.folder.name:
+            print(f"{self.folder}: this run goes on under its former name; new names have no colon")
         self.stem = self.folder / ("teacher" if kind == "models" else "student")  # of the exported files
         self.options = {
-            k: v for k, v in vars(opt).items() if k not in ("config", "resume", "test_only", "sweep", "at_once")
+            k: v
+            for k, v in vars(opt).items()
+            if k not in ("config", "given", "resume", "test_only", "sweep", "at_once")
         }
         self.state: dict[str, Any] | None = None  # of the interrupted run, or of what is tested
         self.logs: dict[str, str] = {}  # the text of each log.csv, which goes into last.pth
@@ -269,7 +271,7 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode()))
+        checkpoint.atomically(self.folder / name, lambda file: file.write(text.encode(errors="surrogateescape")))
 
     @writes
     def log(self, name: str, row: dict[str, Any]) -> None:
@@ -292,11 +294,19 @@ class Run:
         checkpoint.save(self.folder / name, {**state, "options": self.options, "made_of": self.made_of}, before)
 
     @writes
-    def save_predictions(self, name: str, predictions: Tensor) -> None:
-        """predictions [N, 3]: label, predicted class, its probability; name: of another network than the result."""
-        lines = [f"{i},{int(y)},{int(p)},{c:.6f}" for i, (y, p, c) in enumerate(predictions.tolist())]
-        text = "\n".join(["index,label,prediction,confidence", *lines]) + "\n"
-        self._write(f"predictions{'_' if name else ''}{name}.csv", text)
+    def save_predictions(self, name: str, predictions: Tensor, classes: Sequence[str], paths: Sequence[str]) -> None:
+        """name: of another network than the result. predictions [N, 3]: label, predicted class, its probability.
+
+        classes: [K] names; paths: [N] of the images, or none.
+        """
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        columns = ["index", "label", "prediction", "confidence", "label_name", "prediction_name"]
+        writer.writerow(columns + (["path"] if paths else []))
+        for i, (label, guess, confidence) in enumerate(predictions.tolist()):
+            row = [i, int(label), int(guess), f"{confidence:.6f}", classes[int(label)], classes[int(guess)]]
+            writer.writerow(row + ([paths[i]] if paths else []))
+        self._write(f"predictions{'_' if name else ''}{name}.csv", table.getvalue())
 
     @writes
     def fail(self, reason: str) -> None:
@@ -351,10 +361,22 @@ class Run:
             print(f"uploaded to {publish.push(repository, self.folder, state, s)}")
 
 
+def folder_of(kind: str, name: str, opt: argparse.Namespace) -> Path:
+    """The run's folder: --run_name, else `name` with a dash for each colon and slash, which some systems do not take.
+
+    A run that is there under `name` itself, as before, keeps that. Raises UserError for what is no folder's name.
+    """
+    runs, plain = Path(opt.save_folder) / kind, opt.run_name or re.sub("[:/]", "-", name)
+    if plain in (".", "..") or "/" in plain or "\0" in plain or len(os.fsencode(plain)) > 255:
+        raise UserError(f"--run_name {plain}: expected a folder's name, of at most 255 bytes and without /")
+    former = not opt.run_name and "/" not in name and opt.resume != "never"
+    return runs / name if former and (runs / name).is_dir() and not (runs / plain).exists() else runs / plain
+
+
 def told_options(kind: str, name: str, opt: argparse.Namespace) -> dict[str, Any]:
     """The options of the run in that folder; {} where there is none, or none that can be read."""
     with contextlib.suppress(UserError):
-        told = checkpoint.load_json(Path(opt.save_folder) / kind / (opt.run_name or name) / "options.json", "options")
+        told = checkpoint.load_json(folder_of(kind, name, opt) / "options.json", "options")
         return told["options"] if isinstance(told.get("options"), dict) else {}
     return {}
 

@@ -282,8 +282,9 @@ class Trainee:
     def finish(self, val_batches: Iterable, test_batches: Iterable | None = None) -> None:
         """Writes the run's result. test_batches: what it has not been validated on."""
         if self.opt.save_predictions:
+            batches = test_batches or val_batches
             for name, net in {"": self.kept, **self.beside}.items():
-                self.run.save_predictions(name, predict(test_batches or val_batches, net, self.precision))
+                self.run.save_predictions(name, predict(batches, net, self.precision), batches.classes, batches.paths)
         found = {"weights": checkpoint.digest({"model": self.kept.state_dict()})}
         if self.opt.early_stop is not None:
             found["stopped_early"] = self.done["log.csv"] < self.stages[-1].epochs

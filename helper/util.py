@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import ctypes
-import difflib
 import errno
 import functools
 import os
@@ -22,6 +21,7 @@ import torchvision
 from torch import distributed
 
 from dataset import Unreadable
+from models.near import near
 
 from . import run_log
 from .pipe import quiet_end
@@ -112,16 +112,6 @@ def memory_in_words() -> Iterator[None]:
             less = "--batch_size, --image_size, network, --feat_dim or --nce_k"
             raise UserError(f"{reason}; a smaller {less} takes less") from None
         raise
-
-
-def near(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown name: similar names."""
-    name, names = name.lower(), list(names)
-    found = [one for one in names if name == "".join(word[:1] for word in one.split("_"))]  # lr, wd
-    found += [one for one in names if one.startswith(name)] + difflib.get_close_matches(name, names, n=3)
-    found += [one for one in names if len(name) > 2 and name in one]
-    listed = ", ".join(prefix + one for one in list(dict.fromkeys(found))[:3])
-    return f"; near: {listed}" if listed else ""
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -1,14 +1,16 @@
 """The contract of the networks, and their registry."""
 
 import contextlib
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .near import near, unknown
 
 __all__ = [
     "Images",
@@ -26,6 +28,7 @@ __all__ = [
     "register",
     "register_family",
     "register_pattern",
+    "run_stages",
 ]
 
 
@@ -104,6 +107,23 @@ def init_convs(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def run_stages(
+    x: Tensor, stages: Iterable[nn.ModuleList], then: Callable[[Tensor], Tensor] = lambda x: x
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Runs stages of blocks that return what their last ReLU reads; `then` follows that ReLU.
+
+    x: the stem's output, [B, C, H, W]. Returns feats and preacts as in Output.
+    """
+    feats, preacts = [x], [x]
+    for stage in stages:
+        for block in stage:
+            preact = block(x)
+            x = then(F.relu(preact, inplace=block is not stage[-1]))  # the last one's preact is returned
+        feats.append(x)
+        preacts.append(preact)
+    return tuple(feats), tuple(preacts)
 
 
 class TooLarge(ValueError):
@@ -185,8 +205,7 @@ def find_in_family(name: str) -> tuple[Family, str]:
     family, known = _families[prefix], _families[prefix].names()
     arch = re.split("[.@]", rest)[0]  # timm names published weights behind a dot
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
-        raise ValueError(f"unknown network {name!r}; near: {', '.join(f'{prefix}:{n}' for n in near) or 'none'}")
+        raise ValueError(f"unknown network {name!r}{near(arch, known, f'{prefix}:')}")
     return family, rest
 
 
@@ -219,9 +238,7 @@ def create_model(
     if name.partition(":")[0] in _families:
         family, rest = find_in_family(name)
         return family.build(rest, num_classes, images, drop_path)
-    names = {known.lower(): known for known in [*_networks, *(f"{prefix}:" for prefix in _families)]}
-    near = [names[known] for known in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
-    raise ValueError(f"unknown network {name!r}; near: {', '.join(near or model_names())}")
+    raise unknown("network", name, [*_networks, *(f"{prefix}:" for prefix in _families)])
 
 
 def at_own_size(name: str) -> str:

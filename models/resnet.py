@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Network, init_convs, register
+from .base import Network, init_convs, register, run_stages
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
@@ -58,14 +58,8 @@ class ResNet(Network):
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        feats, preacts = [x], [x]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            for block in stage:
-                preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
-            feats.append(x)
-            preacts.append(preact)
-        return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)
+        feats, preacts = run_stages(x, (self.layer1, self.layer2, self.layer3))
+        return feats, preacts, F.adaptive_avg_pool2d(feats[-1], 1).flatten(1)
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]

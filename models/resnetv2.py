@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Network, init_convs, register
+from .base import Network, init_convs, register, run_stages
 
 
 def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
@@ -98,14 +98,8 @@ class ResNet(Network):
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        feats, preacts = [x], [x]
-        for stage in self.stages:
-            for block in stage:
-                preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
-            feats.append(x)
-            preacts.append(preact)
-        return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)
+        feats, preacts = run_stages(x, self.stages)
+        return feats, preacts, F.adaptive_avg_pool2d(feats[-1], 1).flatten(1)
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         return [stage[-1].last_bn for stage in self.stages]

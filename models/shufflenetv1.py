@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Network, register
+from .base import Network, register, run_stages
 
 GROUPS = 3
 STEM = 24
@@ -62,14 +62,8 @@ class ShuffleNetV1(Network):
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        feats, preacts = [x], [x]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            for block in stage:
-                preact = block(x)
-                x = F.relu(preact, inplace=block is not stage[-1])  # the last block's preact is returned
-            feats.append(x)
-            preacts.append(preact)
-        return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)
+        feats, preacts = run_stages(x, (self.layer1, self.layer2, self.layer3))
+        return feats, preacts, F.adaptive_avg_pool2d(feats[-1], 1).flatten(1)
 
 
 register("ShuffleV1", ShuffleNetV1)

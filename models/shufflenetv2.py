@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Network, register, register_pattern
+from .base import Network, register, register_pattern, run_stages
 
 STEM = 24
 BLOCKS = (4, 8, 4)
@@ -89,16 +89,11 @@ class ShuffleNetV2(Network):
 
     def features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        feats, preacts = [x], [x]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            for block in stage:
-                preact = block(x)
-                # the unchanged half is never negative, so one ReLU works for both; the last block's preact is returned
-                x = F.channel_shuffle(F.relu(preact, inplace=block is not stage[-1]), 2)
-            feats.append(x)
-            preacts.append(preact)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return tuple(feats), tuple(preacts), F.adaptive_avg_pool2d(x, 1).flatten(1)
+        # the kept half is never negative, so one ReLU may pass over both
+        stages = self.layer1, self.layer2, self.layer3
+        feats, preacts = run_stages(x, stages, then=lambda x: F.channel_shuffle(x, 2))
+        x = F.relu(self.bn2(self.conv2(feats[-1])), inplace=True)
+        return feats, preacts, F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 register("ShuffleV2", partial(ShuffleNetV2, "1"))

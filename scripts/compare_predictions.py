@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helper.util import OneLineParser, UserError, as_user_error, command  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, command, one_line  # noqa: E402
 
 COLUMNS = ["index", "label", "prediction", "confidence"]
 
@@ -30,10 +30,10 @@ def read(place: Path, name: str = "predictions.csv") -> tuple[np.ndarray, np.nda
     path = place / name if place.is_dir() else place
     if not path.is_file():
         raise UserError(f"{path}: no such file; runs write it with --save_predictions")
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="surrogateescape") as file:
         try:
             rows = csv.DictReader(file)
-            if rows.fieldnames != COLUMNS:
+            if (rows.fieldnames or [])[: len(COLUMNS)] != COLUMNS:
                 raise ValueError(f"expected the columns {','.join(COLUMNS)}")
             pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows], np.int64).reshape(-1, 2)
         except (ValueError, TypeError, OverflowError, csv.Error) as error:
@@ -41,6 +41,13 @@ def read(place: Path, name: str = "predictions.csv") -> tuple[np.ndarray, np.nda
     if not len(pairs):
         raise UserError(f"{path}: no predictions in there")
     return pairs[:, 0], pairs[:, 1]
+
+
+def class_names(place: Path) -> dict[str, str]:
+    """The name of each label of `read`'s file; {} where it has none, as those of before."""
+    path = place / "predictions.csv" if place.is_dir() else place
+    with open(path, newline="", errors="surrogateescape") as file:
+        return {row["label"]: row["label_name"] for row in csv.DictReader(file) if row.get("label_name")}
 
 
 def compare(
@@ -71,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", metavar="PLACE", nargs="+", type=Path, help="before and after, or one run with both")
     parser.add_argument("--teacher", metavar="PLACE", type=Path, help="whose knowledge the second one was to take over")
-    parser.add_argument("--per_class", action="store_true", help="a line for each true class too")
+    parser.add_argument("--per_class", action="store_true", help="a line for each true class too, by its name")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the lines there too")
     opt = parser.parse_args(argv)
     if len(opt.places) > 2:
@@ -86,24 +93,25 @@ def main(argv: list[str] | None = None) -> None:
         if not np.array_equal(labels, other):
             raise UserError(f"{name}: its labels are not those of {last}, so it saw another test set")
 
-    groups = {"all": np.ones(len(labels), bool)}
+    groups = [("all", np.ones(len(labels), bool))]
     if opt.per_class:
-        groups |= {str(c): labels == c for c in np.unique(labels)}
+        names = class_names(last)
+        groups += [(names.get(str(c), str(c)), labels == c) for c in np.unique(labels)]
     predictions = {name: prediction for name, (_, prediction) in found.items()}
     lines = []
-    for group, chosen in groups.items():
+    for group, chosen in groups:
         parts = [predictions[name][chosen] for name in ("before", "after")]
         teacher = predictions["teacher"][chosen] if "teacher" in predictions else None
         lines.append({"class": group, **compare(labels[chosen], *parts, teacher)})
     header = list(lines[0])
     printed = [[f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in x.values()] for x in lines]
     if opt.csv:
-        with as_user_error(f"--csv {opt.csv}"), open(opt.csv, "w", newline="") as file:
+        with as_user_error(f"--csv {opt.csv}"), open(opt.csv, "w", newline="", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, header, lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
     for row in [header, ["---"] * len(header), *printed]:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(map(one_line, row))} |")
 
 
 if __name__ == "__main__":

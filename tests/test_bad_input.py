@@ -61,7 +61,7 @@ STUDENT = [
     # names
     ("--model_s resnet9", r"--model_s/--student_name: unknown network 'resnet9'; near: .*resnet8"),
     ("--model_s ResNet8", r"--model_s/--student_name: unknown network 'ResNet8'; near: resnet8,"),
-    ("--model_s mobilenetv2", r"unknown network 'mobilenetv2'; near: MobileNetV2,"),
+    ("--model_s mobilenetv2", r"unknown network 'mobilenetv2'; near: MobileNetV2"),
     ("--model_s wrn_17_2", r"--model_s/--student_name: .*17"),
     ("--model_s torchvision:resnet", r"unknown network 'torchvision:resnet'; near: torchvision:resnet"),
     ("--distill kdd", r"--distill/--kd_method: unknown method 'kdd'; near: kd"),

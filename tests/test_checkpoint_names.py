@@ -147,6 +147,11 @@ def test_names_of_files_and_folders(file: str, name: str) -> None:
     assert checkpoint.find_name({"model_name": "vgg13"}, f"save/vgg8_vanilla/{file}", models.is_model) == "vgg13"
 
 
+@pytest.mark.parametrize("folder", ["torchvision-resnet18_cifar100_lr_0.05", "torchvision:resnet18_cifar100_lr_0.05"])
+def test_names_of_packages_in_folders(folder: str) -> None:
+    assert checkpoint.find_name({}, f"save/models/{folder}/last.pth", models.is_model) == "torchvision:resnet18"
+
+
 @pytest.mark.parametrize("named", ["by itself", "by its file"])
 @pytest.mark.parametrize("loader", ["test_only", "test_only of a student", "path_s"])
 def test_the_network_is_the_files(named: str, loader: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

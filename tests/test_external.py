@@ -309,7 +309,7 @@ def test_learning_rates(name, rate):
     [
         ("torchvision:resnet19", "unknown network 'torchvision:resnet19'; near: torchvision:resnet18"),
         ("torchvison:resnet18", "unknown network 'torchvison:resnet18'; near: .*torchvision:"),
-        ("torchvision:", "unknown network 'torchvision:'; near: none"),
+        ("torchvision:", "unknown network 'torchvision:'; near: torchvision:vgg11,"),
         ("torchvision:resnet18@big", "torchvision:resnet18@big: expected a size in pixels after the @"),
         ("torchvision:squeezenet1_1", "cannot be used here: its classifier is a Conv2d, not one linear layer"),
         ("torchvision:googlenet", "cannot be used here: it has several classifiers in training"),

@@ -22,6 +22,7 @@ from distiller_zoo.cskd import Partners
 from distiller_zoo.dkd import decoupled
 from distiller_zoo.kd import kd_each
 from distiller_zoo.reviewkd import hierarchical
+from helper.labels import LabelLoss
 from helper.step import Precision, Update, parameter_groups
 
 LOGITS = ["dkd", "lskd", "dist", "rld", "normkd", "normkd dkd", "luminet", "eakd", "eakd dkd", "dtkd", "ctkd", "cskd"]
@@ -530,21 +531,23 @@ class Body(torch.nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_dml_trains_each_network_as_if_it_were_the_student() -> None:
+@pytest.mark.parametrize("label_loss", [LabelLoss(), LabelLoss(0.1, torch.rand(5, dtype=torch.float64) + 0.5)])
+def test_dml_trains_each_network_as_if_it_were_the_student(label_loss: LabelLoss) -> None:
     """The gradient of every network is that of its own loss, with the others' predictions as constants."""
     torch.manual_seed(0)
     images, labels = torch.randn(6, 3, 2, 2, dtype=torch.float64), torch.arange(6) % 5
     student = Body()
     s = output(logits=student(images))
-    method = find_method("dml")(pair(s, s)._replace(anew=Body), dml_peers=2)
+    method = find_method("dml")(pair(s, s)._replace(anew=Body, label_loss=label_loss), dml_peers=2)
     assert list(method.beside()) == ["peer1", "peer2"]
     seen = Batch(images, labels, labels)
     criterion = Criterion(1.0, 0.0, None, {"dml": method}, [1.0])
+    criterion.label_loss = label_loss
     sum(criterion(s, (), seen).values()).backward()
     networks = [student, *method.peers]
     for i, network in enumerate(networks):
         own = F.log_softmax(network(images), dim=1)
-        loss = F.nll_loss(own, labels)
+        loss = F.cross_entropy(own, labels, label_loss.weights, label_smoothing=label_loss.smoothing)
         for j, other in enumerate(networks):
             if i != j:
                 p = other(images).softmax(1).detach()

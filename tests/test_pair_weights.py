@@ -147,7 +147,7 @@ def test_each_student_of_a_sweep_has_its_own_row(command, tmp_path, capsys) -> N
     ]  # fmt: skip
     assert "weights of reviewkd for resnet56 > resnet20: -r 1 -a 0 (configs" in said[2]
     assert told(tmp_path / "student_model" / "d")["dkd_beta"] == 8.0
-    assert len(list((tmp_path / "student_model").glob("*reviewkd_r:1.0_a:0.0_b:0.6_1"))) == 1
+    assert len(list((tmp_path / "student_model").glob("*reviewkd_r-1.0_a-0.0_b-0.6_1"))) == 1
 
 
 def test_wrong_options_come_before_any_file(capsys) -> None:

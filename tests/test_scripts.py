@@ -87,7 +87,7 @@ def test_repdistillers_commands(command, repdistiller):
 
 def test_repdistillers_teacher_command(repdistiller):
     train_teacher.main(["--model", "wrn_16_1", "--epochs", "1"])
-    folder = repdistiller / "save" / "models" / "wrn_16_1_cifar100_lr_0.05_decay_0.0005_trial_0"
+    folder = repdistiller / "save" / "models" / "wrn_16_1_cifar100_lr_0.05_decay_0.0005_trial_1"
     assert (folder / "last.pth").is_file()
 
 
@@ -139,7 +139,7 @@ def test_several_methods_at_once(teacher, tmp_path):
     folder = student(teacher, tmp_path, "--distill", "crd,hint", "-b", "0.8,100", "--nce_k", "64", "--amp", "bf16")
     state = torch.load(folder / "last.pth", weights_only=True)["criterion"]
     assert any("crd" in key for key in state) and any("fitnet" in key for key in state)
-    assert folder.name == "S:resnet8_T:resnet14_digits_crd,fitnet_r:1.0_a:0.0_b:0.8,100.0_1"
+    assert folder.name == "S-resnet8_T-resnet14_digits_crd,fitnet_r-1.0_a-0.0_b-0.8,100.0_1"
 
 
 def test_equal_seeds_give_equal_students_whatever_the_method(teacher, tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def test_an_array_of_sweeps(slurm, teacher, tmp_path):
     said, _ = whole.communicate(timeout=240)
     assert whole.returncode == 0, said
     folders = sorted((tmp_path / "whole" / "student_model").iterdir())
-    assert [f.name.split("_")[0] + f.name[-2:] for f in folders] == ["S:resnet14_7"] * 2
+    assert [f.name.split("_")[0] + f.name[-2:] for f in folders] == ["S-resnet14_7"] * 2
     broken = element(4, "broken")
     while broken.poll() is None and not list((tmp_path / "broken").rglob("log.csv")):
         time.sleep(0.02)

@@ -31,21 +31,21 @@ def options(folder: Path) -> dict:
 
 
 def test_networks_alone(tmp_path):
-    """Seed 0 is the run that run_cifar_distill.sh makes where it finds no teacher."""
+    """Seed 1 is the run that run_cifar_distill.sh makes where it finds no teacher."""
     command = f"--model resnet8 --dataset digits --save_folder {tmp_path} --run_name resnet8_vanilla {FEW}"
     train_teacher.main(command.split())
-    for run in ("resnet14_vanilla", "resnet14_vanilla_1"):
+    for run in ("resnet14_vanilla", "resnet14_vanilla_2"):
         (tmp_path / "models" / run).mkdir()
         torch.save(models.create_model("resnet14", 10).state_dict(), tmp_path / "models" / run / "ckpt_epoch_240.pth")
-    result = call("run_cifar_vanilla.sh", MODELS="resnet8 resnet14", DATASET="digits", SEEDS="0 1", SAVE=tmp_path)
+    result = call("run_cifar_vanilla.sh", MODELS="resnet8 resnet14", DATASET="digits", SEEDS="1 2", SAVE=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("this run is finished") == 1
-    for run in ("resnet14_vanilla", "resnet14_vanilla_1"):
+    for run in ("resnet14_vanilla", "resnet14_vanilla_2"):
         assert f"{run} was fetched" in result.stdout
         assert [path.name for path in (tmp_path / "models" / run).iterdir()] == ["ckpt_epoch_240.pth"]
-    assert options(tmp_path / "models" / "resnet8_vanilla")["seed"] == 0
-    second = options(tmp_path / "models" / "resnet8_vanilla_1")
-    assert second["seed"] == 1 and second["epochs"] == 1
+    assert options(tmp_path / "models" / "resnet8_vanilla")["seed"] == 1
+    second = options(tmp_path / "models" / "resnet8_vanilla_2")
+    assert second["seed"] == 2 and second["epochs"] == 1
     assert "| digits | resnet8 |" in result.stdout and " ± " in result.stdout
 
 

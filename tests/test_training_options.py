@@ -1,5 +1,6 @@
 """Training options against torch's and timm's own; runs with all of them go on, and are shared out, like others."""
 
+import csv
 import itertools
 import json
 import math
@@ -26,7 +27,7 @@ import transfer_student
 from dataset.base import Batch, ImageSet, Mixed, Shared
 from distiller_zoo import find_method
 from distiller_zoo.criterion import Criterion
-from helper import captured, parallel, schedules
+from helper import captured, options, parallel, schedules
 from helper.labels import LabelLoss, balanced, likelier, repeated
 from helper.slow import SlowWeights
 from helper.step import Part, Precision, Update, parameter_groups
@@ -266,7 +267,7 @@ def test_the_average_is_that_of_torch() -> None:
 
 
 def command(save: Path, *more: str, script: str = "student") -> list[str]:
-    few = "--batch_size 16 --epochs 4 --lr_decay_epochs 2 --run_name r".split()
+    few = "--batch_size 16 --epochs 4 --run_name r".split() + ([] if "cosine" in more else ["--lr_decay_epochs", "2"])
     return [*QUICK, *few, "--save_folder", str(save), *more]
 
 
@@ -391,7 +392,7 @@ def test_validation_split(tmp_path) -> None:
     folder = tmp_path / "models" / "own"
     summary = json.loads((folder / "summary.json").read_text())
     rows = [line.split(",") for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
-    hits = [label == prediction for _, label, prediction, _ in rows]
+    hits = [label == prediction for _, label, prediction, *_ in rows]
     assert len(hits) == 50 and summary["test_acc"] == pytest.approx(2 * sum(hits))
     told = runs_table.Run(folder)
     assert (told.last, told.best) == (summary["test_acc"], summary["best_test_acc"])
@@ -526,10 +527,31 @@ def test_drop_path(tmp_path, monkeypatch) -> None:
 
 # ---- refused ----
 
+
+@pytest.mark.parametrize("config", [{"lr_decay_epochs": [2], "lr_decay_rate": 0.1}, {"momentum": 0.9}])
+def test_a_file_may_say_what_has_no_effect(config: dict, tmp_path) -> None:
+    """Of a run's own options.json, or of a recipe that the command line changes."""
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    words = ["--config", str(tmp_path / "c.json"), "--sched", "cosine", "--opt", "adamw"]
+    opt = train_teacher.parse(words)
+    options.settle_training(opt)
+    assert opt.given == {"config", "sched", "opt"}
+
+
+def test_an_initialisation_has_a_decay_of_its_own(teacher, tmp_path) -> None:
+    few = "--sched cosine --lr_decay_rate 0.2 --distill ab --init_epochs 2 --init_lr_decay_epochs 1 --epochs 1".split()
+    folder = student(teacher, tmp_path, *few)
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "init_log.csv").read_text().splitlines())]
+    assert rates[1] == pytest.approx(0.2 * rates[0])
+
+
 WRONG = [
     ("--opt adam", "--opt: invalid choice: 'adam'"),
     ("--opt adamw --nesterov", "--nesterov has no effect without --opt sgd"),
+    ("--opt adamw --momentum 0.9", "--momentum has no effect without --opt sgd"),
     ("--sched linear", "--sched: invalid choice"),
+    ("--sched cosine --lr_decay_epochs 2", "--lr_decay_epochs has no effect without --sched step"),
+    ("--sched cosine --lr_decay_rate=0.1", "--lr_decay_rate has no effect without --sched step"),
     ("--min_lr 0.1", "--min_lr has no effect without --sched cosine"),
     ("--warmup_lr 0.1", "--warmup_lr has no effect without --warmup_epochs"),
     ("--warmup_epochs 5", "--warmup_epochs 5: expected at most the --epochs, 4"),
@@ -546,6 +568,9 @@ WRONG = [
 WRONG_STUDENTS = [
     ("-r 0 --smoothing 0.1", "--smoothing has no effect: the weight of the cross entropy (-r) is 0"),
     ("-r 0 --class_weights balanced", "--class_weights has no effect"),
+    ("-r 0 -a 0 -b 1 --distill deit_hard", "-r and -a are both 0: nothing would train the class token's head"),
+    ("--sched cosine --lr_decay_rate 0.2", "--lr_decay_rate has no effect without --sched step"),
+    ("--sched cosine --lr_decay_rate 0.2 --distill ab", "--lr_decay_rate has no effect without --sched step"),
     ("--ema 0.9 --mcl_tau 0.9", "--ema and --mcl_tau are the same"),
     ("--dot 0.05 --opt adamw", "--dot 0.05: does not support --opt adamw"),
     ("--dot 0.05 --clip_grad 1", "--dot 0.05: does not support --clip_grad"),
@@ -558,7 +583,7 @@ WRONG_STUDENTS = [
 @pytest.mark.parametrize("flags, message", WRONG)
 def test_wrong_options(flags: str, message: str, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        train_teacher.main([*command(tmp_path / "s"), "--model", "resnet8", *flags.split()])
+        train_teacher.main(command(tmp_path / "s", "--model", "resnet8", *flags.split()))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1, error
     assert not (tmp_path / "s").exists()

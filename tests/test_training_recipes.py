@@ -12,8 +12,7 @@ import train_student
 import train_teacher
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.json"))
-SMALL = "--dataset folder --image_size 32 --batch_size 4 --epochs 2 --warmup_epochs 1 --lr_decay_epochs 1"
-SMALL += " --amp off --device cpu"
+SMALL = "--dataset folder --image_size 32 --batch_size 4 --epochs 2 --warmup_epochs 1 --amp off --device cpu"
 NETWORK = "timm:test_resnet"
 
 
