@@ -108,9 +108,11 @@ def epoch_of(stage: Any, epoch: int) -> str:
 def within_epoch(meters: Sequence[Any]) -> str:
     """Means so far of one run or several, as they were last read, and their images a second."""
     read = [one.means for one in meters if one.means]
-    text = f"loss {read[0]['loss']:.4f}  " * (len(meters) == 1 and len(read) == 1)
-    text += f"acc {spread([means['acc'] for means in read])}" if read else ""
-    return (text + speed(sum(one.images for one in meters), sum(one.seconds for one in meters))).strip()
+    text = f"acc {spread([means['acc'] for means in read])}" if read else ""
+    if text and len(meters) == 1:
+        text = f"loss {read[0]['loss']:.4f}  {text}"
+    images, seconds = (sum(getattr(one, what) for one in meters) for what in ("images", "seconds"))
+    return (text + (speed(images, seconds) if images else "")).strip()
 
 
 def line_of(row: dict[str, Any], place: str, remaining: float | None) -> str:
