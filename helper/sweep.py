@@ -17,7 +17,7 @@ from torch import nn
 
 from dataset import Augment, ImageSet, Views, augmentation
 
-from . import captured, parallel, progress
+from . import captured, checkpoint, parallel, progress
 from .interrupt import Signals
 from .loading import images_of, test_batches, train_batches, val_batches
 from .loops import Group, fit_groups
@@ -26,7 +26,7 @@ from .run import Run
 from .step import Precision
 from .teacher_cache import open_caches
 from .teacher_memory import remembered
-from .teachers import Teachers, named_teachers
+from .teachers import Teachers
 from .trainee import Trainee
 from .util import Failed, UserError, as_user_error, free_memory_mb, rng_state, used_memory_mb
 from .validation import validate
@@ -174,26 +174,26 @@ class Shared:
             self.groups[key] = Group(batches, self.val_batches, self.test_batches, teachers)
         asked = any(stage.asks_teachers for stage in trainee.stages)
         if asked and trainee.next_stage and "teacher_acc" not in trainee.facts:
-            found = self.teacher_accuracies(trainee.run.made_of)
+            found = self.teacher_accuracies(trainee.run.made_of["data"])
             trainee.facts["teacher_acc"] = found if len(found) > 1 else found[0]
         return self.groups[key]
 
-    def teacher_accuracies(self, made_of: dict[str, Any]) -> list[float]:
-        """Of each teacher, in percent. made_of: of any run, digests of the teachers' weights and of the images."""
+    def teacher_accuracies(self, images: dict[str, Any]) -> list[float]:
+        """Of each teacher, in percent. images: their digests, as of `identity.of`."""
         if self.accuracies:
             return self.accuracies
         opt, device = self.opt, self.precision.device.type
         tested = self.test_batches or self.val_batches  # what was set apart, teachers may have been trained on
-        about = {key: digest for key, digest in made_of["data"].items() if key.startswith("val ")}
-        about |= {"images": images_of(self.data), "amp": opt.amp, "device": device, "torch": torch.__version__}
-        digests = made_of["weights"][named_teachers(opt)[0].removeprefix("--")]
+        common = {key: digest for key, digest in images.items() if key.startswith("val ")}
+        common |= {"shown": images_of(self.data), "amp": opt.amp, "device": device, "torch": torch.__version__}
         bar = progress.Bar("teacher's validation", opt.quiet)
-        for teacher, network, digest in zip(self.teachers, opt.model_t, digests, strict=True):
+        for teacher, network in zip(self.teachers, opt.model_t, strict=True):
 
             def measure(teacher: nn.Module = teacher) -> float:
                 return validate(tested, teacher, self.precision, bar)["val_acc"]
 
-            self.accuracies.append(remembered(opt.save_folder, network, about | {"weights": digest}, measure))
+            about = common | {"weights": checkpoint.hashed(sorted(teacher.state_dict().items()))}
+            self.accuracies.append(remembered(opt.save_folder, network, about, measure))
         if not opt.quiet:
             print("teacher accuracy: " + ", ".join(f"{acc:.2f} %" for acc in self.accuracies))
         return self.accuracies
