@@ -133,15 +133,17 @@ def line_of_many(rows: Sequence[tuple[str, dict[str, Any]]], remaining: float | 
 
     In parentheses, behind their number, how many are in an initialisation, which has no accuracy.
     """
-    found = {name: row["val_acc"] for name, row in rows if "val_acc" in row}
+    found = [(row["val_acc"], name) for name, row in rows if "val_acc" in row]
     epochs = sorted({row["epoch"] for _, row in rows})
-    first = f"epoch {'-'.join(map(str, epochs[:1] + epochs[1:][-1:]))}: {len(rows)} student{'s' * (len(rows) > 1)}"
-    first += f" ({len(rows) - len(found)} init)" * (len(found) < len(rows))
+    first = f"epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "")
+    first += f": {len(rows)} students" if len(rows) > 1 else ": 1 student"
+    if len(found) < len(rows):
+        first += f" ({len(rows) - len(found)} init)"
     seconds = sum(row["train_seconds"] for _, row in rows)
     images = sum(row["train_seconds"] * row["images_per_second"] for _, row in rows)
     rest = [(0, f"  {seconds:.1f} s"), (1, speed(images, seconds))]
     if found:
-        first += f"  val {spread(found.values())}"
+        first += f"  val {spread([accuracy for accuracy, _ in found])}"
         room = WIDTH - len(first) - len(" ()  12:34:56 left") - sum(len(text) for _, text in rest)
-        first += f" ({shortened(max(found, key=found.get), max(room, SHORTEST))})"
+        first += f" ({shortened(max(found)[1], max(room, SHORTEST))})"
     return fitted([(0, first), *rest], left(remaining))
