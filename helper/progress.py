@@ -43,21 +43,16 @@ class TrainingBar(tqdm):
         return super().format_dict | {"postfix": self.told()}
 
 
-def duration(seconds: float) -> str:
-    return tqdm.format_interval(seconds)  # [hours:]minutes:seconds
-
-
 def left(seconds: float | None) -> str:
-    """What a line ends with; nothing where the time is not known, or is over."""
-    return f"  {duration(seconds)} left" if seconds and seconds < float("inf") else ""
+    """What a line ends with, as [hours:]minutes:seconds; nothing where the time is not known, or is over."""
+    return f"  {tqdm.format_interval(seconds)} left" if seconds and seconds < float("inf") else ""
 
 
-def seconds_left(trainees: Iterable[Any], waiting: float = 0) -> float | None:
+def seconds_left(trainees: Sequence[Any], waiting: float = 0) -> float | None:
     """Until all these trainees have trained all their epochs, at the pace so far. None: nothing was measured yet.
 
     A stage that was not measured takes an epoch as long as the others do. waiting: epochs of trainees to come.
     """
-    trainees = list(trainees)
     paces = [trainee.pace() for trainee in trainees]
     measured = [seconds for pace in paces for seconds in pace.values()]
     if not measured:
