@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,14 +174,18 @@ def read(path: str, size: int, resized: int | None = None) -> np.ndarray:
     return np.asarray(image if image.size == (size, size) else transforms.center_crop(image, [size, size]))
 
 
-def decode(paths: list[str], size: int, workers: int) -> Tensor:
-    """[N, 3, size, size] uint8 (channels_last), each image as by `read`, with `workers` threads."""
+def no_bar(things: Iterable, total: int) -> Iterable:
+    return things
+
+
+def decode(paths: list[str], size: int, workers: int, bar: Callable[[Iterable, int], Iterable] = no_bar) -> Tensor:
+    """[N, 3, size, size] uint8 (channels_last), each image as by `read`, with `workers` threads; `bar` shows progress."""
     pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
 
     def fill(path: str, out: np.ndarray) -> None:
         out[:] = read(path, size)
 
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(fill, paths, pixels.numpy()):
+        for _ in bar(pool.map(fill, paths, pixels.numpy()), len(paths)):
             pass
     return pixels.permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from .cache import cached
-from .files import Found, decode
+from .files import Found, decode, no_bar
 
 LARGEST_KEPT = 64  # pixels a side that are held in memory; larger images have random resized crops, from their files
 
 
 class Storage(NamedTuple):
-    """`--loader`, `--memory_gb` and `--num_workers`."""
+    """`--loader`, `--memory_gb`, `--num_workers`, and what shows how far images are decoded."""
 
     loader: str = "auto"
     memory_gb: float = 4.0
     workers: int = 8
+    bar: Callable[[Iterable, int], Iterable] = no_bar
 
     def settled(self, size: int, n_train: int, n_val: int) -> "Storage":
         """Replaces the loader `auto` by the one to use.
@@ -62,7 +63,8 @@ class Storage(NamedTuple):
 
     def _decoded(self, cache: Path, files: list[Found], size: int) -> Tensor:
         def make() -> np.ndarray:
-            return decode([file.path for file in files], size, self.workers).permute(0, 2, 3, 1).numpy()
+            paths = [file.path for file in files]
+            return decode(paths, size, self.workers, self.bar).permute(0, 2, 3, 1).numpy()
 
         return torch.from_numpy(cached(cache, files, make, ("uint8", (len(files), size, size, 3)))).permute(0, 3, 1, 2)
 

@@ -55,7 +55,7 @@ def take_pair(opt: argparse.Namespace, flags: Flags) -> None:
             setattr(opt, key, value)
             shown = f"{value:g}" if type(value) is float else f"{value}"
             said.append(f"--{key}" if value is True else f"--{key} {shown}")
-    if said:
+    if said and not opt.quiet:
         pair = f"{names[1]} > {opt.model_s}"
         print(f"weights of {name} for {pair}: {' '.join(said)} ({PAIRS.parent.name}/{PAIRS.name})")
 

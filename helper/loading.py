@@ -13,6 +13,7 @@ import models
 
 from . import identity, labels
 from .parallel import local_main_process_first, rank_and_world_size
+from .progress import Bar
 from .slow import SlowWeights
 from .util import UserError, as_user_error
 
@@ -37,7 +38,7 @@ def load_data(opt: argparse.Namespace, runs: Iterable[Any]) -> dataset.ImageSet:
     Raises UserError where its files are not as they should be, and where one of the runs has seen other images.
     """
     with as_user_error(f"--dataset {opt.dataset}"), local_main_process_first():
-        storage = dataset.Storage(opt.loader, opt.memory_gb, opt.num_workers)
+        storage = dataset.Storage(opt.loader, opt.memory_gb, opt.num_workers, Bar("decoding images", opt.quiet))
         data = dataset.load(opt.dataset, opt.data_folder, opt.image_size, opt.limit_train, opt.limit_val, storage)
         found = identity.of(data), dataset.listed(opt.dataset, opt.data_folder)
     for run in runs:

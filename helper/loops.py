@@ -1,13 +1,12 @@
 """The training loop, which serves teacher, initialisation, distillation, probe and several students at once."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from tqdm import tqdm
-
-from . import captured, parallel
+from . import captured, progress
 from .interrupt import Signals
 from .step import MAPS, Stage
 from .teachers import Teachers
@@ -67,9 +66,13 @@ class Group:
             stage = trainee.stage
             if row := self.attempt(trainee, trainee.end_epoch, self.val_batches):
                 rows.append((trainee, stage, row))
-                if not trainee.next_stage:
-                    trainee.finish(self.val_batches, self.test_batches)
         return rows
+
+    def finish(self, trainees: Iterable[Trainee]) -> None:
+        """Those that have no epoch left write their result."""
+        for trainee in trainees:
+            if not trainee.next_stage:
+                trainee.finish(self.val_batches, self.test_batches)
 
     def attempt(self, trainee: Trainee, act: Callable[..., Any], *given: Any) -> Any:
         """act(*given), or None where the trainee diverges and drops out."""
@@ -90,39 +93,50 @@ def fit(trainee: Trainee, group: Group) -> None:
     Raises Stopped, after saving, for SIGTERM and Ctrl-C.
     """
     group.trainees.append(trainee)
+    if trainee.run.state and not trainee.opt.quiet:
+        print(f"continuing {trainee.run.folder} {trainee.place}{progress.left(progress.seconds_left([trainee]))}")
     with trainee.run.open(trainee.device), Signals() as signals:
         fit_groups([group], signals)
 
 
-def fit_groups(groups: list[Group], signals: Signals) -> None:
-    """The same for all trainees of all groups, whose runs are open."""
+def fit_groups(groups: list[Group], signals: Signals, waiting: int = 0) -> None:
+    """The same for all trainees of all groups, whose runs are open. waiting: epochs of trainees that come later."""
     for group in groups:
-        for trainee in group.trainees:
-            if not trainee.next_stage:  # it was interrupted between its last epoch and its end
-                trainee.finish(group.val_batches, group.test_batches)
+        group.finish(group.trainees)  # who was interrupted between the last epoch and the end
     while any(trainee.next_stage for group in groups for trainee in group.trainees):
         for group in groups:
             group.choose()
-        together = sum(len(group.turn) for group in groups)
+        turn, start = [trainee for group in groups for trainee in group.turn], time.perf_counter()
         for group in groups:
-            group.begin(together)
-        train(groups, signals)
+            group.begin(len(turn))
+        whole = not any(group.first for group in groups if group.turn)
+        train(groups, signals, waiting)
         rows = [row for group in groups for row in group.end_epoch()]
-        if rows:
-            print(as_line(rows), flush=True)
+        share = (time.perf_counter() - start) / len(rows) if rows else 0.0
+        for trainee, stage, row in rows:  # of an epoch that was begun before, its log alone knows the time
+            trainee.took[stage.log].append(share if whole else row["train_seconds"])
+        if rows and not rows[0][0].opt.quiet:
+            print(as_line(rows, seconds_left(groups, waiting)), flush=True)
+        for group in groups:
+            group.finish(group.turn)
 
 
-def train(groups: list[Group], signals: Signals) -> None:
+def seconds_left(groups: list[Group], waiting: int) -> float | None:
+    return progress.seconds_left([trainee for group in groups for trainee in group.trainees], waiting)
+
+
+def train(groups: list[Group], signals: Signals, waiting: int) -> None:
     """One epoch, or what is left of it, of all groups: a step of each in turn."""
     shown = [trainee for group in groups for trainee in group.turn]
-    label = shown[0].when if len(shown) == 1 else f"epoch {shown[0].epoch} of {len(shown)} students"
-    first, steps = min(group.first for group in groups), max(len(group.batches) for group in groups)
-    # disable=None: no bar where the output is no terminal
-    quiet = True if parallel.rank() else None
-    bar = tqdm(zip_longest(*(group.steps() for group in groups)), label, steps, False, disable=quiet, initial=first)
-    for number, _ in enumerate(bar, first + 1):
-        if number % shown[0].opt.print_freq == 0 and (means := shown[0].meters.means):
-            bar.set_postfix(loss=f"{means['loss']:.3f}", acc=f"{means['acc']:.1f}")
+    label = shown[0].where if len(shown) == 1 else f"epoch {shown[0].epoch} of {len(shown)} students"
+
+    def told() -> str:
+        return progress.within_epoch([one.meters for one in shown]) + progress.left(seconds_left(groups, waiting))
+
+    first, last = min(group.first for group in groups), max(len(group.batches) for group in groups)
+    steps = zip_longest(*(group.steps() for group in groups))
+    bar = progress.TrainingBar(steps, told, shown[0].opt.quiet, desc=label, total=last, initial=first)
+    for _ in bar:
         turn = [trainee for group in groups for trainee in group.turn]
         if all(trainee.whole for trainee in turn) and (signal := signals.asked()):
             begun = [trainee for trainee in turn if trainee.meters.steps]
@@ -132,22 +146,9 @@ def train(groups: list[Group], signals: Signals) -> None:
             raise Stopped(signal, f"{place}; the same command goes on there")
 
 
-def as_line(rows: list[Row]) -> str:
+def as_line(rows: list[Row], remaining: float | None) -> str:
     """An epoch of one run, or of several that were trained at once."""
-    seconds = sum(row["train_seconds"] for _, _, row in rows)
-    images = sum(row["train_seconds"] * row["images_per_second"] for _, _, row in rows)
-    end = f"  {seconds:.1f} s  {images / max(seconds, 1e-3):.0f} images/s"
     trainee, stage, row = rows[0]
     if trainee.label:
-        found = [
-            f"{trainee.label} {row['val_acc']:.2f}" if "val_acc" in row
-            else f"{trainee.label} ({stage.name} loss {row['train_loss']:.4g})"
-            for trainee, stage, row in rows
-        ]  # fmt: skip
-        return f"epoch {row['epoch']}: {', '.join(found)}{end}"
-    line = f"epoch {row['epoch']}/{stage.epochs}  lr {row['lr']:.4g}  loss {row['train_loss']:.4f}"
-    if "val_acc" in row:
-        line += f"  train {row['train_acc']:.2f}  val {row['val_acc']:.2f} (top-5 {row['val_acc_top5']:.2f})"
-    else:
-        line = f"{stage.name} {line}"
-    return line + end
+        return progress.line_of_many([(trainee.label, row) for trainee, _, row in rows], remaining)
+    return progress.line_of(row, progress.epoch_of(stage, row["epoch"]), remaining)

@@ -14,7 +14,7 @@ from .util import UserError, as_user_error
 # what may change between the start of a run and its continuation: it does not touch the numbers
 FREE = {"resume", "config", "print_freq", "tb_freq", "save_freq", "save_steps", "num_workers"}
 FREE |= {"data_folder", "save_folder", "cache_teacher", "cache_gb", "memory_gb", "run_log", "export", "graph"}
-FREE |= {"weights", "track", "push_to_hub"}
+FREE |= {"weights", "track", "push_to_hub", "quiet"}
 
 
 def add_run_options(parser: Parser) -> None:
@@ -48,6 +48,7 @@ def add_run_options(parser: Parser) -> None:
     group.add_argument(
         "--deterministic", action="store_true", help="the same seed gives the same bits on a GPU too; takes longer"
     )
+    group.add_argument("--quiet", action="store_true", help="no bars and no lines of epochs: only results and errors")
     group.add_argument("--print_freq", type=count, default=100, help="steps between two looks at the loss")
     group.add_argument("--tb_freq", type=count, default=500, help="steps between two TensorBoard points in an epoch")
     group.add_argument(

@@ -96,7 +96,7 @@ def card(repository: str, script: str, told: dict[str, Any], summary: dict[str, 
         rows["method"] = f"{', '.join(options['distill'])} ({weights})"
     if options.get("model_t"):
         accuracies = [f"{x:.2f} %" for x in listed(summary.get("teacher_acc", []))]
-        rows["teacher"] = f"{', '.join(options['model_t'])} ({', '.join(accuracies)})"
+        rows["teacher"] = ", ".join(options["model_t"]) + (f" ({', '.join(accuracies)})" if accuracies else "")
     rows |= {"epochs": summary["epochs"], "seed": options["seed"], "commit": told["commit"]}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     given = [f"--{key} FILE" for key in ("path_t", "path_s") if options.get(key)]

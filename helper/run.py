@@ -276,8 +276,7 @@ class Run:
     @writes
     def log(self, name: str, row: dict[str, Any]) -> None:
         """Adds an epoch's row to log.csv or to a stage's own log, and its numbers to TensorBoard and --track."""
-        before = self.logs.get(name, "")
-        self.logs[name] = before + as_csv([row], header=not before)
+        self.logs[name] = extended(self.logs.get(name, ""), row)
         self._write(name, self.logs[name])
         prefix = name.removesuffix("log.csv")
         numbers = {prefix + k: v for k, v in row.items() if k != "epoch" and isinstance(v, (int, float))}
@@ -344,7 +343,8 @@ class Run:
         self.tracked.summarise(self.summary)
 
     def already_done(self) -> None:
-        print("this run is finished; --resume never starts it afresh")
+        if not self.options["quiet"]:
+            print("this run is finished; --resume never starts it afresh")
         self.report()
 
     def report(self) -> None:
@@ -390,7 +390,16 @@ def parsed(log: str) -> list[dict[str, float]]:
     return [{key: float(x) for key, x in row.items() if x != ""} for row in csv.DictReader(log.splitlines())]
 
 
-def as_csv(rows: list[dict[str, Any]], header: bool) -> str:
-    lines = [",".join(COLUMNS)] if header else []
-    lines += [",".join(str(row.get(c, "")) for c in COLUMNS) for row in rows]
-    return "\n".join(lines) + "\n"
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """With a header: COLUMNS, and behind them what else the rows have."""
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
+    lines = [",".join(str(row.get(column, "")) for column in columns) for row in rows]
+    return "\n".join([",".join(columns), *lines]) + "\n"
+
+
+def extended(log: str, row: dict[str, Any]) -> str:
+    """The log's text with another row; columns that are new in it are empty in the rows before."""
+    columns = log.partition("\n")[0].split(",")
+    if row.keys() <= set(columns):
+        return log + ",".join(str(row.get(column, "")) for column in columns) + "\n"
+    return as_csv([*csv.DictReader(log.splitlines()), row])

@@ -17,14 +17,15 @@ from torch import nn
 
 from dataset import Augment, ImageSet, Views, augmentation
 
-from . import captured, parallel
+from . import captured, checkpoint, parallel, progress
 from .interrupt import Signals
-from .loading import test_batches, train_batches, val_batches
+from .loading import images_of, test_batches, train_batches, val_batches
 from .loops import Group, fit_groups
 from .parsing import Parser, count
 from .run import Run
 from .step import Precision
 from .teacher_cache import open_caches
+from .teacher_memory import remembered
 from .teachers import Teachers
 from .trainee import Trainee
 from .util import Failed, UserError, as_user_error, free_memory_mb, rng_state, used_memory_mb
@@ -35,7 +36,7 @@ COMMON = "path_t model_t pretrained_t teacher_ahead cache_teacher cache_gb cache
 COMMON += "dataset data_folder image_size batch_size loader memory_gb num_workers limit_train limit_val".split()
 COMMON += ["val_split", "accumulate"]
 COMMON += "aug reprob mixup cutmix".split()
-COMMON += "device amp compile graph deterministic sync_bn adjust_lr test_only resume save_folder run_log".split()
+COMMON += "device amp compile graph deterministic sync_bn adjust_lr test_only resume save_folder run_log quiet".split()
 MEASURED_STEPS = captured.WARM_UPS + 2  # of the first student's optimiser, which say how much memory one takes
 ROOM = 0.8  # of the free memory that students may take
 
@@ -171,17 +172,31 @@ class Shared:
                 teachers.caches = open_caches(opt, self.teachers, views, self.data, self.device)
             batches = train_batches(opt, self.data, views, self.device)
             self.groups[key] = Group(batches, self.val_batches, self.test_batches, teachers)
-        trainee.facts |= self.teacher_facts()
+        asked = any(stage.asks_teachers for stage in trainee.stages)
+        if asked and trainee.next_stage and "teacher_acc" not in trainee.facts:
+            found = self.teacher_accuracies(trainee.run.made_of["data"])
+            trainee.facts["teacher_acc"] = found if len(found) > 1 else found[0]
         return self.groups[key]
 
-    def teacher_facts(self) -> dict[str, Any]:
+    def teacher_accuracies(self, images: dict[str, Any]) -> list[float]:
+        """Of each teacher, in percent. images: their digests, as of `identity.of`."""
+        if self.accuracies:
+            return self.accuracies
+        opt, device = self.opt, self.precision.device.type
         tested = self.test_batches or self.val_batches  # what was set apart, teachers may have been trained on
-        if len(self.accuracies) < len(self.teachers):
-            for teacher in self.teachers:
-                self.accuracies.append(validate(tested, teacher, self.precision)["val_acc"])
+        common = {key: digest for key, digest in images.items() if key.startswith("val ")}
+        common |= {"shown": images_of(self.data), "amp": opt.amp, "device": device, "torch": torch.__version__}
+        bar = progress.Bar("teacher's validation", opt.quiet)
+        for teacher, network in zip(self.teachers, opt.model_t, strict=True):
+
+            def measure(teacher: nn.Module = teacher) -> float:
+                return validate(tested, teacher, self.precision, bar)["val_acc"]
+
+            about = common | {"weights": checkpoint.hashed(sorted(teacher.state_dict().items()))}
+            self.accuracies.append(remembered(opt.save_folder, network, about, measure))
+        if not opt.quiet:
             print("teacher accuracy: " + ", ".join(f"{acc:.2f} %" for acc in self.accuracies))
-        found = self.accuracies
-        return {"teacher_acc": found if len(found) > 1 else found[0]} if found else {}
+        return self.accuracies
 
 
 def train(
@@ -197,7 +212,7 @@ def train(
     with Signals() as signals:
         while queue:
             with ExitStack() as stack:
-                groups, here = [], []
+                groups, here, places = [], [], []
                 while queue and len(here) < (at_once or 1):
                     one = queue.popleft()
                     try:
@@ -207,13 +222,17 @@ def train(
                         print(f"{one.job.label}: error: {error}", flush=True)
                         continue
                     trainee.label, trainee.rng, group.tolerant = one.job.label, rng_state(), True
+                    places += [trainee.place] if trainee.run.state else []
                     stack.enter_context(trainee.run.open(trainee.device))
                     group.trainees.append(trainee)
                     here.append(trainee)
                     groups += [group] if group not in groups else []
                     if at_once is None and queue:
                         at_once = room(group, trainee)
-                fit_groups(groups, signals)
+                left = sum(epochs_of(one) for one in queue)
+                if places and not here[0].opt.quiet:
+                    print(resumed(places, len(here)) + progress.left(progress.seconds_left(here, left)), flush=True)
+                fit_groups(groups, signals, left)
                 for trainee in here:
                     if not trainee.run.failed:
                         finished(trainee)
@@ -222,6 +241,19 @@ def train(
     refused = [one.run for one in waiting if one.run.failed and not one.run.lock]
     for run in refused if len(refused) < len(waiting) else ():  # where none was trained, nothing is written
         run.fail(run.failed)
+
+
+def epochs_of(one: Any) -> int:
+    """That are left of a student who waits."""
+    done = one.run.state["done"] if one.run.state else {}
+    return one.job.opt.epochs - done.get("log.csv", 0)
+
+
+def resumed(places: Sequence[str], students: int) -> str:
+    """places: where those go on that were begun before."""
+    different = list(dict.fromkeys(places))
+    more = ", ..." if len(different) > 2 else ""
+    return f"continuing {len(places)} of {students} students {', '.join(different[:2])}{more}"
 
 
 def room(group: Group, trainee: Trainee) -> int | None:

@@ -3,21 +3,25 @@
 import argparse
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import captured, checkpoint, optimizers, parallel
+from . import captured, checkpoint, optimizers, parallel, progress
 from .labels import likelier
 from .meters import Meters
-from .run import Run
+from .run import Run, parsed
 from .slow import SlowWeights
 from .step import Features, Part, Precision, Stage, Step, only, parameter_groups
 from .teachers import ready
 from .util import Diverged, UserError, peak_memory_mb, rng_state, set_rng_state
 from .validation import predict, validate
+
+RECENT = 5  # epochs whose time says how long the next ones take
 
 
 class Networks(NamedTuple):
@@ -73,6 +77,7 @@ class Trainee:
             print(f"--graph auto: steps of {', '.join(unfit)} cannot be recorded and run as they are")
             self.record = None
         self.done = {stage.log: 0 for stage in stages}
+        self.took = {stage.log: deque(maxlen=RECENT) for stage in stages}  # seconds of its last epochs
         self.best_acc, self.best_epoch, self.part = -1.0, 0, None
         self.stage: Stage | None = None
         self.within = False  # an epoch
@@ -99,9 +104,8 @@ class Trainee:
                     f"epoch, found {parallel.world_size()}"
                 )
             self.part = parts[parallel.rank()]
-        passed = ", ".join(f"{n} epochs of {log}" for log, n in self.done.items())
-        within = f" and {self.part['meters']['steps']} steps" if self.part else ""
-        print(f"continuing {self.run.folder} after {passed}{within}")
+        for log, seconds in self.took.items():
+            seconds.extend(row["train_seconds"] for row in parsed(self.run.logs.get(log, ""))[-RECENT:])
 
     @property
     def next_stage(self) -> Stage | None:
@@ -123,6 +127,36 @@ class Trainee:
     @property
     def when(self) -> str:
         return f"{self.stage.name} epoch {self.epoch}".lstrip()
+
+    @property
+    def where(self) -> str:
+        """The epoch that is to be trained, of how many."""
+        return progress.epoch_of(self.next_stage, self.epoch)
+
+    @property
+    def place(self) -> str:
+        """Where the training goes on, before it does."""
+        steps = self.part["meters"]["steps"] if self.part else 0
+        if not self.next_stage:
+            return "after its last epoch"
+        return (f"after step {steps} of " if steps else "at ") + self.where
+
+    def epochs_left(self) -> dict[str, float]:
+        """Of each stage, by its log."""
+        if not self.next_stage:
+            return {}
+        found = {stage.log: float(stage.epochs - self.done[stage.log]) for stage in self.stages}
+        if self.within:
+            found[self.stage.log] -= self.meters.steps / len(self.sizes)
+        return found
+
+    def pace(self) -> dict[str, float]:
+        """Seconds that an epoch takes in each stage that was measured, by its log: as the last ones did, else as the
+        steps of this one do."""
+        found = {log: mean(seconds) for log, seconds in self.took.items() if seconds}
+        if self.within and self.meters.steps:
+            found.setdefault(self.stage.log, self.meters.seconds * len(self.sizes) / self.meters.steps)
+        return found
 
     @property
     def averaged(self) -> bool:
@@ -234,10 +268,11 @@ class Trainee:
         means, seconds = self.meters.read(self.when), self.meters.seconds
         row = {"epoch": self.epoch, "lr": self.rate, "train_loss": means["loss"], "train_acc": means["acc"]}
         row |= {"train_seconds": round(seconds, 3), "images_per_second": round(self.meters.images / seconds, 1)}
+        row |= {f"loss_{name}": means[name] for name in self.meters.names}
         parallel.sync_buffers(self.student, self.kept, self.criterion)
         stage = self.stage
         if not stage.name:
-            row |= validate(val_batches, self.tested, self.precision)
+            row |= validate(val_batches, self.tested, self.precision, progress.Bar("validation", self.opt.quiet))
             if not row["val_loss"] < float("inf"):
                 raise Diverged(f"{self.when}: the validation loss is {row['val_loss']} after the last step")
         self._check(self.when, self.student, self.kept, self.criterion)
@@ -296,10 +331,11 @@ class Trainee:
 
     def _test(self, test_batches: Iterable) -> dict[str, float]:
         """How the last weights do on the test set, and those of the best epoch."""
-        last = validate(test_batches, self.tested, self.precision)
+        bar = progress.Bar("test", self.opt.quiet)
+        last = validate(test_batches, self.tested, self.precision, bar)
         best = last
         if self.best_epoch < self.done["log.csv"]:
             network = copy.deepcopy(self.kept)
             network.load_state_dict(checkpoint.load(self.run.folder / "best.pth", "the run's")["model"])
-            best = validate(test_batches, parallel.data_parallel(network, self.device), self.precision)
+            best = validate(test_batches, parallel.data_parallel(network, self.device), self.precision, bar)
         return {"test_acc": last["val_acc"], "test_acc_top5": last["val_acc_top5"], "best_test_acc": best["val_acc"]}

@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import parallel
+from .progress import NO_BAR, Bar
 from .run import Run
 from .step import Precision
 
 
 @torch.no_grad()
-def validate(val_batches: Iterable, model: nn.Module, precision: Precision) -> dict[str, float]:
+def validate(val_batches: Iterable, model: nn.Module, precision: Precision, bar: Bar = NO_BAR) -> dict[str, float]:
     """Cross entropy and accuracy in percent over a whole set, of which each process has a part: each sample once."""
     model.eval()
     sums = torch.zeros(3, device=precision.device, dtype=torch.float64)
     images = 0
-    for batch in val_batches:
+    for batch in bar(val_batches):
         with precision.autocast():
             logits = model(batch.images)
         logits = logits.float()
@@ -46,5 +47,6 @@ def predict(val_batches: Iterable, model: nn.Module, precision: Precision) -> Te
 def test(run: Run, network: nn.Module, val_batches: Iterable, precision: Precision) -> None:
     """`--test_only`: says how the network does, which the run has found."""
     network.to(precision.device, memory_format=torch.channels_last)
-    row = validate(val_batches, parallel.data_parallel(network, precision.device), precision)
+    bar = Bar("test", run.options["quiet"])
+    row = validate(val_batches, parallel.data_parallel(network, precision.device), precision, bar)
     print(f"{run.tested}: loss {row['val_loss']:.4f}  top-1 {row['val_acc']:.2f} %  top-5 {row['val_acc_top5']:.2f} %")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The table: every method with a published number for a pair on CIFAR-100, several seeds, trained at once (--sweep). At the end,
 # and whenever it stops, SAVE/table/ holds table.md, table.csv, curves.csv and page.html. Run it again, and it goes on.
+# Progress is one line an epoch, of all students together, that ends with the time that is left for all of them (docs/runs.md).
 #   PAIR=resnet32x4:resnet8x4  SEEDS="1 2 3"  SAVE=save/cifar100
 #   METHODS="none; kd; ..."    default: the methods with a published number for the pair (results/published.csv)
 #   TEACHER=FILE               default: the one in SAVE/models/<teacher>_vanilla, else it is trained there first

@@ -205,7 +205,7 @@ class Project:
         place = {"save_folder": str(self.root / "save"), "data_folder": str(self.root / self.data), "dataset": "folder"}
         limits = {"image_size": 8, "limit_train": None, "limit_val": None, "loader": "memory", "num_workers": 1}
         teacher = {"path_t": [str(self.root / self.teacher)], "memory_gb": 1.0, "test_only": None}
-        later = {"track": "off", "push_to_hub": None, "val_split": None}
+        later = {"track": "off", "push_to_hub": None, "quiet": False, "val_split": None}
         how = {
             "run_name": "r",
             "export": asked,
@@ -321,7 +321,7 @@ class Project:
     # ---- what must hold ----
 
     def rows(self, start: int, epoch: int) -> list[str]:
-        return run.as_csv([row(start, n) for n in range(1, epoch + 1)], header=True).splitlines()
+        return run.as_csv([row(start, n) for n in range(1, epoch + 1)]).splitlines()
 
     def texts(self) -> dict[str, tuple[bytes, int]]:
         folder = self.folder()

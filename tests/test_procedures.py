@@ -122,7 +122,7 @@ def test_killed_in_the_middle_of_a_sequence(call, save, resnet8):
     assert column(killed[killed.index("| ") :], "teachers") == ["0", "1"]
     again = call("contdist_job.sh", **given, RUN_NAME="cut")
     assert again.count("this run is finished") == 2
-    assert f"continuing {save}/student_model/cut_teacher2_1 after 1 epochs" in again
+    assert f"continuing {save}/student_model/cut_teacher2_1 at epoch 2/2" in again
     call("contdist_job.sh", **given, RUN_NAME="whole")
     cut, whole = (save / "continual" / name / "history.csv" for name in ("cut", "whole"))
     assert cut.read_text() == whole.read_text() and len(lines(cut)) == 3

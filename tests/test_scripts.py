@@ -270,7 +270,8 @@ def test_run_folder(teacher):
     assert files == {".lock", "options.json", "log.csv", "summary.json", "last.pth", "best.pth", "events"}
     header = (folder / "log.csv").read_text().splitlines()[0]
     assert header == (
-        "epoch,lr,train_loss,train_acc,val_loss,val_acc,val_acc_top5,train_seconds,images_per_second,peak_memory_mb"
+        "epoch,lr,train_loss,train_acc,val_loss,val_acc,val_acc_top5,train_seconds,images_per_second,peak_memory_mb,"
+        "loss_ce"
     )
     options = json.loads((folder / "options.json").read_text())
     assert {"options", "made_of", "versions", "commit", "host", "device", "processes"} == set(options)

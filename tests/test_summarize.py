@@ -40,7 +40,7 @@ def make_run(folder: Path, accuracies: list[float], seed: int = 1, **options) ->
     (folder / "options.json").write_text(json.dumps({"options": options}))
     rows = [{"epoch": i, "val_acc": accuracy} for i, accuracy in enumerate(accuracies, 1)]
     if rows:
-        (folder / "log.csv").write_text(as_csv(rows, header=True))
+        (folder / "log.csv").write_text(as_csv(rows))
     if len(rows) == options["epochs"]:
         summary = {"last_acc": accuracies[-1], "best_acc": max(accuracies)}
         (folder / "summary.json").write_text(json.dumps(summary))
