@@ -179,7 +179,7 @@ def no_bar(things: Iterable, total: int) -> Iterable:
 
 
 def decode(paths: list[str], size: int, workers: int, bar: Callable[[Iterable, int], Iterable] = no_bar) -> Tensor:
-    """[N, 3, size, size] uint8 (channels_last), each image as by `read`, with `workers` threads; `bar` shows progress."""
+    """[N, 3, size, size] uint8 (channels_last), each image as by `read`, with `workers` threads; `bar` shows them."""
     pixels = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
 
     def fill(path: str, out: np.ndarray) -> None:
