@@ -204,7 +204,7 @@ def train_students(students: list[Student], states: list[dict], device: torch.de
         return shared.group(trainee, views), trainee
 
     def finished(trainee: Trainee) -> None:
-        export.save(trainee.run, trainee.kept, shared.val_batches, loading.images_of(data), data.classes)
+        export.save(trainee.run, trainee.network, shared.val_batches, loading.images_of(data), data.classes)
 
     if opt.sweep:
         return sweep.train(students, build, finished)

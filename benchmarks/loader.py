@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder  # noqa: E402
 
 import dataset  # noqa: E402
 from dataset.storage import LARGEST_KEPT  # noqa: E402
-from helper import checkpoint, parsing, util  # noqa: E402
+from helper import checkpoint, devices, parsing, util  # noqa: E402
 
 SETS = ["folder", "imagenet", "tinyimagenet"]  # whose train/ is as ImageFolder reads it
 
@@ -90,7 +90,7 @@ def torchvisions(data: dataset.ImageSet, opt: argparse.Namespace, device: torch.
 @util.command
 def main(argv: list[str] | None = None) -> None:
     opt = parse(argv)
-    device = util.choose_device(opt.device)
+    device = devices.choose_device(opt.device)
     data = {}
     for loader in ("stream", "memory"):
         storage = dataset.Storage(loader, memory_gb=1000, workers=opt.num_workers)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             speed = images / (time.perf_counter() - start)
             print(f"{repeat}  {name}: {speed:.0f} images/s{'' if repeat else ' (warm-up)'}", flush=True)
             found[name] += [speed] if repeat else []
-        result = {"options": given, "pixels": size, "images_per_second": found, **util.machine(device)}
+        result = {"options": given, "pixels": size, "images_per_second": found, **devices.machine(device)}
         checkpoint.save_json(opt.out / f"loader_{size}.json", result)
 
     base = found["torchvision, ImageFolder + DataLoader"]

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import crd  # noqa: E402, F401  registers its methods
 import models  # noqa: E402
 from distiller_zoo import find_method, method_names  # noqa: E402
-from helper import checkpoint, parsing, util  # noqa: E402
+from helper import checkpoint, devices, parsing, util  # noqa: E402
 
 # what RepDistiller calls those of ours that it has
 PEER = "kd hint attention similarity correlation vid rkd pkt abound factor fsp nst kdsvd crd".split()
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.monotonic()
     opt.out.mkdir(parents=True, exist_ok=True)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(opt).items() if k not in ("out", "peer")}
-    found = {"options": settings, **util.machine(util.choose_device(opt.device)), "rows": [], "failed": []}
+    found = {"options": settings, **devices.machine(devices.choose_device(opt.device)), "rows": [], "failed": []}
     groups = []
     for names in opt.pair:
         wanted = [(name, "") for name in opt.methods if name != "kd"]

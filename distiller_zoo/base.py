@@ -44,10 +44,10 @@ class Range(NamedTuple):
     besides: int | None = None  # one more value, outside the range
 
     def __str__(self) -> str:
-        low = f"{'' if self.ends[0] == '[' else 'above '}{self.low}"
-        high = f"{'to' if self.ends[1] == ']' else 'to below'} {self.high}"
+        low = f"from {self.low}" if self.ends[0] == "[" else f"above {self.low}"
+        high = f"to {self.high}" if self.ends[1] == "]" else f"to below {self.high}"
         besides = "" if self.besides is None else f"{self.besides} or "
-        return f"{besides}{'a whole number' if self.kind is int else 'a number'} of {low} {high}"
+        return f"{besides}{'a whole number' if self.kind is int else 'a number'} {low} {high}"
 
     def check(self, value: Any) -> None:
         """Raises ValueError for any other value."""

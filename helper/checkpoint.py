@@ -203,7 +203,7 @@ def class_count(model: nn.Module, state: dict[str, Any], flag: str, path: str | 
 def name_of(state: dict[str, Any], name: str) -> str:
     """Names the expected network in a message, and what the file says instead."""
     said = state.get("model_name", name)
-    return f"{name:.100}{f' (the file says {said!s:.100})' * (said != name)}"
+    return f"{name:.100}" if said == name else f"{name:.100} (the file says {said!s:.100})"
 
 
 def compare(

@@ -159,7 +159,8 @@ def number(kind: type, low: float, low_included: bool = True, what: str = "") ->
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
         if not low <= value < 2**63 or (value == low and not low_included):
-            raise argparse.ArgumentTypeError(f"expected {what}{', below 2**63' * (value >= 2**63)}, found {text}")
+            limit = ", below 2**63" if value >= 2**63 else ""
+            raise argparse.ArgumentTypeError(f"expected {what}{limit}, found {text}")
         return value
 
     return convert
@@ -191,10 +192,10 @@ finite = number(float, -sys.float_info.max, what="a number")
 
 
 def share(text: str) -> float:
-    """An argparse type: a number of 0 to 1."""
+    """An argparse type: a number from 0 to 1."""
     value = finite(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number of 0 to 1, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text}")
     return value
 
 

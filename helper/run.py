@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, export, identity, parallel, publish, track
+from .devices import machine
 from .options import FREE
 from .tb import Scalars
-from .util import UserError, machine
+from .util import UserError
 
 COLUMNS = (
     "epoch lr train_loss train_acc val_loss val_acc val_acc_top5 train_seconds images_per_second peak_memory_mb".split()

@@ -48,4 +48,4 @@ def train(trainee: Trainee, data: dataset.ImageSet) -> None:
     augment = dataset.augmentation(data, device, opt.aug, opt.reprob)
     batches, val_batches = loading.train_batches(opt, data, augment, device), loading.val_batches(opt, data, device)
     fit(trainee, Group(batches, val_batches, loading.test_batches(opt, data, device)))
-    export.save(trainee.run, trainee.kept, val_batches, loading.images_of(data), data.classes)
+    export.save(trainee.run, trainee.network, val_batches, loading.images_of(data), data.classes)

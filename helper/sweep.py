@@ -18,6 +18,7 @@ from torch import nn
 from dataset import Augment, ImageSet, Views, augmentation
 
 from . import captured, checkpoint, parallel, progress
+from .devices import free_memory_mb, used_memory_mb
 from .interrupt import Signals
 from .loading import images_of, test_batches, train_batches, val_batches
 from .loops import Group, fit_groups
@@ -28,7 +29,7 @@ from .teacher_cache import open_caches
 from .teacher_memory import remembered
 from .teachers import Teachers
 from .trainee import Trainee
-from .util import Failed, UserError, as_user_error, free_memory_mb, rng_state, used_memory_mb
+from .util import Failed, UserError, as_user_error, rng_state
 from .validation import validate
 
 # what all students of a sweep have in common, because they share it

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import captured, checkpoint, optimizers, parallel, progress
+from . import captured, checkpoint, optimizers, parallel, progress, sync_bn
+from .devices import peak_memory_mb
 from .labels import likelier
 from .meters import Meters
 from .run import Run, parsed
 from .slow import SlowWeights
 from .step import Features, Part, Precision, Stage, Step, only, parameter_groups
 from .teachers import ready
-from .util import Diverged, UserError, peak_memory_mb, rng_state, set_rng_state
+from .util import Diverged, UserError, rng_state, set_rng_state
 from .validation import predict, validate
 
 RECENT = 5  # epochs whose time says how long the next ones take
@@ -67,9 +68,9 @@ class Trainee:
         self.student, self.criterion, self.slow, self.beside = networks
         self.precision = Precision(opt.amp, device)
         if opt.sync_bn:
-            parallel.sync_batch_norms(self.student, self.criterion)
-        self.kept = self.slow.network if self.slow else self.student  # what is validated, and saved as the result
-        self.tested = ready(self.kept, device, opt.compile)
+            sync_bn.sync_batch_norms(self.student, self.criterion)
+        self.network = self.slow.network if self.slow else self.student  # what is validated, and saved as the result
+        self.eval_network = ready(self.network, device, opt.compile)
         self.stream = captured.stream_for(device)
         self.record = captured.recorder(opt.graph, self.stream)
         unfit = [*self.criterion.not_capturable, *({opt.opt} & optimizers.NOT_CAPTURABLE)]
@@ -89,7 +90,7 @@ class Trainee:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["fast"] if self.slow else state["model"])
-        self.kept.load_state_dict(state["model"])
+        self.network.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
         self.precision.scaler.load_state_dict(state["scaler"])
         rng = state["rng"]  # of each process; before there could be several, of the one
@@ -203,7 +204,7 @@ class Trainee:
             with self.run.resume_errors():
                 self.update.optimizer.load_state_dict(self.run.state["optimizer"])
                 if self.part:
-                    own = parallel.batch_norm_buffers(self.student, self.kept, self.criterion)
+                    own = parallel.batch_norm_buffers(self.student, self.network, self.criterion)
                     for buffer, saved in zip(own, self.part["norms"], strict=True):
                         buffer.copy_(saved)
 
@@ -259,7 +260,7 @@ class Trainee:
         """Saves the run within the epoch, where its last step has left all as it should be."""
         self.meters.read(self.when)
         self._check(f"{self.when}, step {self.meters.steps}", self.student, self.criterion)
-        norms = [buffer.cpu() for buffer in parallel.batch_norm_buffers(self.student, self.kept, self.criterion)]
+        norms = [buffer.cpu() for buffer in parallel.batch_norm_buffers(self.student, self.network, self.criterion)]
         self._save({"parts": parallel.all_gather({"meters": self.meters.state(), "norms": norms})})
 
     @on_own_stream
@@ -269,17 +270,17 @@ class Trainee:
         row = {"epoch": self.epoch, "lr": self.rate, "train_loss": means["loss"], "train_acc": means["acc"]}
         row |= {"train_seconds": round(seconds, 3), "images_per_second": round(self.meters.images / seconds, 1)}
         row |= {f"loss_{name}": means[name] for name in self.meters.names}
-        parallel.sync_buffers(self.student, self.kept, self.criterion)
+        parallel.sync_buffers(self.student, self.network, self.criterion)
         stage = self.stage
         if not stage.name:
-            row |= validate(val_batches, self.tested, self.precision, progress.Bar("validation", self.opt.quiet))
+            row |= validate(val_batches, self.eval_network, self.precision, progress.Bar("validation", self.opt.quiet))
             if not row["val_loss"] < float("inf"):
                 raise Diverged(f"{self.when}: the validation loss is {row['val_loss']} after the last step")
-        self._check(self.when, self.student, self.kept, self.criterion)
+        self._check(self.when, self.student, self.network, self.criterion)
         row["peak_memory_mb"] = round(peak_memory_mb(self.device), 1)
 
         self.run.log(stage.log, row)
-        weights = {"model": self.kept.state_dict(), "epoch": row["epoch"], **self.facts}
+        weights = {"model": self.network.state_dict(), "epoch": row["epoch"], **self.facts}
         self.done[stage.log], self.within = row["epoch"], False
         if not stage.name:
             if row["val_acc"] > self.best_acc:
@@ -292,7 +293,7 @@ class Trainee:
 
     def _save(self, more: dict[str, Any]) -> None:
         """Writes last.pth."""
-        state = {"model": self.kept.state_dict(), "epoch": self.done[self.stage.log], **self.facts}
+        state = {"model": self.network.state_dict(), "epoch": self.done[self.stage.log], **self.facts}
         state |= {"stage": self.stage.log, "done": self.done, "best_acc": self.best_acc}
         state |= {"best_epoch": self.best_epoch, "facts": self.facts}
         state |= {"criterion": self.criterion.state_dict(), "optimizer": self.update.optimizer.state_dict()}
@@ -318,9 +319,9 @@ class Trainee:
         """Writes the run's result. test_batches: what it has not been validated on."""
         if self.opt.save_predictions:
             batches = test_batches or val_batches
-            for name, net in {"": self.kept, **self.beside}.items():
+            for name, net in {"": self.network, **self.beside}.items():
                 self.run.save_predictions(name, predict(batches, net, self.precision), batches.classes, batches.paths)
-        found = {"weights": checkpoint.digest({"model": self.kept.state_dict()})}
+        found = {"weights": checkpoint.digest({"model": self.network.state_dict()})}
         if self.opt.early_stop is not None:
             found["stopped_early"] = self.done["log.csv"] < self.stages[-1].epochs
         if test_batches:
@@ -332,10 +333,10 @@ class Trainee:
     def _test(self, test_batches: Iterable) -> dict[str, float]:
         """How the last weights do on the test set, and those of the best epoch."""
         bar = progress.Bar("test", self.opt.quiet)
-        last = validate(test_batches, self.tested, self.precision, bar)
+        last = validate(test_batches, self.eval_network, self.precision, bar)
         best = last
         if self.best_epoch < self.done["log.csv"]:
-            network = copy.deepcopy(self.kept)
+            network = copy.deepcopy(self.network)
             network.load_state_dict(checkpoint.load(self.run.folder / "best.pth", "the run's")["model"])
             best = validate(test_batches, parallel.data_parallel(network, self.device), self.precision, bar)
         return {"test_acc": last["val_acc"], "test_acc_top5": last["val_acc_top5"], "best_test_acc": best["val_acc"]}

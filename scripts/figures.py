@@ -20,8 +20,9 @@ from torch import Tensor
 
 import dataset
 from helper import checkpoint, networks
+from helper.devices import choose_device
 from helper.loading import images_of
-from helper.util import UserError, as_user_error, choose_device, one_line
+from helper.util import UserError, as_user_error, one_line
 from helper.worth import BINS, calibration_error, halves, temperature
 
 from . import curves

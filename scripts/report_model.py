@@ -29,7 +29,8 @@ import crd  # noqa: E402, F401  registers the networks that methods put around a
 import dataset  # noqa: E402
 import models  # noqa: E402
 from helper import checkpoint, export, loading, networks, parsing, worth  # noqa: E402
-from helper.util import OneLineParser, UserError, as_user_error, choose_device, command, machine, one_line  # noqa: E402
+from helper.devices import choose_device, machine  # noqa: E402
+from helper.util import OneLineParser, UserError, as_user_error, command, one_line  # noqa: E402
 from scripts import report_table  # noqa: E402
 
 DATA: dict[str, Callable[[str], Any]] = {  # options of the run that hold here where they are not given

@@ -13,7 +13,7 @@ from test_stream import make_imagenet
 
 import dataset
 from helper import captured
-from helper.util import has_arithmetic
+from helper.devices import has_arithmetic
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

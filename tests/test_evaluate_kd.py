@@ -171,7 +171,7 @@ def test_a_mode_that_the_pair_does_not_allow(teacher, tmp_path, capsys):
         ("--run_name mine", r"--run_name: every run has its own"),
         ("--save_folder=here", r"--save_folder: every run has its own"),
         ("--batch-size 0", r"--batch-size.*: expected a whole number"),
-        ("--kdparam-alphas 2", r"--kdparam-alphas: expected a number of 0 to 1"),
+        ("--kdparam-alphas 2", r"--kdparam-alphas: expected a number from 0 to 1"),
     ],
 )
 def test_bad_input(command, message, tmp_path, capsys):

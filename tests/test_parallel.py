@@ -37,7 +37,7 @@ from dataset.base import Batch, Shared
 from dataset.batches import bounds
 from distiller_zoo import KD, Output, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
-from helper import parallel
+from helper import parallel, sync_bn
 from helper.step import MAPS, Features, Precision, Stage, Step
 from helper.util import UserError
 from helper.validation import predict, validate
@@ -164,7 +164,7 @@ def share_out(batch: Batch, rank: int, world: int) -> Batch:
 def as_one_process(name: str, options: dict, init: bool) -> None:
     one, many = Case(name, options, init), Case(name, options, init)
     expected = one.run(one.step)
-    parallel.sync_batch_norms(many.step)
+    sync_bn.sync_batch_norms(many.step)
     found = many.run(parallel.ddp(many.step), parallel.rank_and_world_size())
     for step_found, step_expected in zip(found, expected, strict=True):
         for a, b in zip(step_found, step_expected, strict=True):

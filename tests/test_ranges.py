@@ -46,7 +46,7 @@ def outside(limits: Range) -> list[float]:
 def test_refused_in_python(name: str, key: str) -> None:
     limits = range_of(name, key)
     for value in [*outside(limits), "1", True, *([1.5] if limits.kind is int else [float("nan")])]:
-        with pytest.raises(ValueError, match=rf"{key}: expected .*a .*number of .*\d, found"):
+        with pytest.raises(ValueError, match=rf"{key}: expected .*a .*number (from|above) .*\d, found"):
             build(name, *example(), **{key: value})
 
 
@@ -85,9 +85,9 @@ def test_the_help_says_them(capsys: pytest.CaptureFixture) -> None:
         train_student.parse(["--help_all"])
     said = " ".join(capsys.readouterr().out.split())
     for text in (
-        "a whole number of 1 to 8; default: at 2, at_paper 2",
-        "a number of 0 to below 1; default: crd 0.5, rrd 0.5",
-        "0 or a whole number of 2 to 16777216; default: kl 0, ",
-        "a number of above 0 to 16; default: ft 0.5, ",
+        "a whole number from 1 to 8; default: at 2, at_paper 2",
+        "a number from 0 to below 1; default: crd 0.5, rrd 0.5",
+        "0 or a whole number from 2 to 16777216; default: kl 0, ",
+        "a number above 0 to 16; default: ft 0.5, ",
     ):
         assert text in said

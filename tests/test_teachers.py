@@ -112,7 +112,7 @@ def test_wrong_numbers_of_teachers(teacher, capsys):
     refused(capsys, "--path_t: sp takes one teacher, found 2", *two, "--distill", "sp")
     refused(capsys, "--path_t: ab takes one teacher, found 2", *two, "--distill", "ab")
     refused(capsys, "--model_t: expected a network for each of 2 --path_t, found 1", *two, "--model_t", "resnet14")
-    refused(capsys, "--mcl_tau: expected a number of 0 to 1, found 1.5", "--mcl_tau", "1.5")
+    refused(capsys, "--mcl_tau: expected a number from 0 to 1, found 1.5", "--mcl_tau", "1.5")
 
 
 def test_published_temperature_of_the_kd_term(method, teacher, tmp_path):
