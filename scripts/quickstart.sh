@@ -12,7 +12,7 @@ common=(--dataset digits --epochs "$EPOCHS" --lr_decay_epochs "8,11" --save_fold
 run() { "$PYTHON" "$ROOT/$1" "${@:2}" "${common[@]}"; }
 
 run train_teacher.py --model resnet20 --run_name resnet20
-for method in none kd crd; do
+for method in none kd dkd; do
   run train_student.py --path_t "$SAVE/models/resnet20/last.pth" --model_s resnet8 \
     --distill "$method" --run_name "resnet8_$method"
 done

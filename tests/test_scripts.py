@@ -303,7 +303,7 @@ def bash(script, tmp_path, status=0, **variables):
 
 def test_quickstart(tmp_path):
     first = bash("quickstart.sh", tmp_path, EPOCHS="1")
-    for method in ("none", "kd", "crd"):
+    for method in ("none", "kd", "dkd"):
         assert re.search(rf"\| resnet8 \| resnet20 \| {method} \|", first)
     again = bash("quickstart.sh", tmp_path, EPOCHS="1")
     assert again.count("this run is finished") == 4
