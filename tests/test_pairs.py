@@ -53,7 +53,6 @@ ONE_PAIR |= {
     "luminet",
     "mlkd",
     "nkd",
-    "normkd",
     "rld",
     "ttm",
     "wsld",
