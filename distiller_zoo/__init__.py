@@ -49,6 +49,7 @@ from .mlkd import MLKD as MLKD
 from .mt import MT as MT
 from .nkd import NKD as NKD
 from .none import NoKD as NoKD
+from .normkd import NormKD as NormKD
 from .nst import NST as NST
 from .ofa import OFA as OFA
 from .ofd import OFD as OFD

@@ -658,6 +658,17 @@ def rld(case: Case) -> Tensor:
     return loss
 
 
+def normkd(case: Case) -> Tensor:
+    h = case.hyper
+    if "alpha" not in h:
+        _on_logits(case, "normkd", {"normkd_T": h["T_norm"]})
+        return case.call()
+    options = {"normkd_form": "dkd", "normkd_alpha": h["alpha"], "normkd_beta": h["beta"], "normkd_T": h["T_norm"]}
+    parts = {"tckd": {"alpha": 1.0, "beta": 0.0}, "nckd": {"alpha": 0.0, "beta": 1.0}}
+    _on_logits(case, "normkd", options, parts)
+    return case.call()
+
+
 def luminet(case: Case) -> Tensor:
     _on_logits(case, "luminet", {"luminet_alpha": case.hyper["alpha"], "luminet_T": case.hyper["T"]})
     return case.call()
@@ -823,6 +834,7 @@ ADAPTERS: dict[str, Callable[[Case], Tensor]] = {
     "simkd": simkd,
     "mlkd": mlkd,
     "rld": rld,
+    "normkd": normkd,
     "luminet": luminet,
     "eakd": eakd,
     "pefd": pefd,

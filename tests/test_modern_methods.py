@@ -25,13 +25,14 @@ from distiller_zoo.reviewkd import hierarchical
 from helper.labels import LabelLoss
 from helper.step import Precision, Update, parameter_groups
 
-LOGITS = ["dkd", "lskd", "dist", "rld", "luminet", "eakd", "eakd dkd", "dtkd", "ctkd", "cskd"]
+LOGITS = ["dkd", "lskd", "dist", "rld", "normkd", "normkd dkd", "luminet", "eakd", "eakd dkd", "dtkd", "ctkd", "cskd"]
 CERTAIN = [
     "dkd",
     "nkd",
     "rld",
     "ofa",
     "wkd_l",
+    "normkd dkd",
     "eakd dkd",
     "sdd dkd",
     "sdd nkd",
@@ -171,7 +172,7 @@ BY_SAMPLE = [name for name in method_names() if find_method(name).has_per_sample
 
 def test_methods_that_weigh_samples() -> None:
     assert set(BY_SAMPLE) == set(
-        "kd lskd dkd nkd rld dtkd ctkd wsld hinton luminet wkd_l ttm wttm kl xekl sdd mlkd".split()
+        "kd lskd dkd nkd rld normkd dtkd ctkd wsld hinton luminet wkd_l ttm wttm kl xekl sdd mlkd".split()
         + ["deit_hard", "deit_soft"]
     )
 

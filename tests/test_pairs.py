@@ -53,6 +53,7 @@ ONE_PAIR |= {
     "luminet",
     "mlkd",
     "nkd",
+    "normkd",
     "rld",
     "ttm",
     "wsld",

@@ -53,6 +53,7 @@ VARIANTS = [
     ("crd", {"mode": "relax"}),
     ("eakd", {"eakd_form": "dkd"}),
     ("mgd", {"mgd_mask": "det"}),
+    ("normkd", {"normkd_form": "dkd"}),
     ("sdd", {"sdd_form": "nkd", "sdd_cells": "1,2,4"}),
     ("wkd_f", {"wkd_grid": 2}),
     ("dp", {"dp_strategy": "flip-avg"}),
