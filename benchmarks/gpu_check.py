@@ -134,7 +134,7 @@ def recorded(opt: argparse.Namespace, runs: Runs) -> list[list[str]]:
         with watching(finished):
             found = tolerant(runs, f"recorded {amp}", *sweep)
         for name in opt.methods:
-            (key,) = [key for key in plain if f"_{name}_r:" in key]
+            (key,) = [key for key in plain if f"_{name}_r-" in key]
             pairs = list(zip(losses(plain[key]), losses(found[key]), strict=True))
             difference = max(abs(a - b) / max(abs(a), 1e-6) for a, b in pairs)
             was = finished.get(key, False)

@@ -47,7 +47,7 @@ class Paced(Slice):
             self.end, self.over = self.end or now(), True
 
 
-def timed(groups: list[loops.Group], signals: loops.Signals) -> None:
+def timed(groups: list[loops.Group], signals: loops.Signals, waiting: int) -> None:
     """In the place of the function that trains an epoch: the same on slices of epochs, when they are asked for."""
     (group,) = groups
     batches, students, step = group.batches, group.trainees, Trainee.step
@@ -66,7 +66,7 @@ def timed(groups: list[loops.Group], signals: loops.Signals) -> None:
         group.batches, group.first = paced, 0
         for student in students:
             student.meters.begin()
-        train(groups, signals)
+        train(groups, signals, waiting)
         part.__dict__.update(paced.__dict__, done=paced.done - part.warm_up)
 
     serve(on, batches.epoch, ANSWERS)

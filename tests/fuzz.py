@@ -105,7 +105,7 @@ def settle(arguments: list[str]) -> None:
     opt = parser().parse_args(arguments)
     opt.run_log = None  # would be written to
     train_student.settle(opt)
-    json.dumps(vars(opt))
+    json.dumps({key: value for key, value in vars(opt).items() if key != "given"})  # as options.json has them
 
 
 def read_annotations(path: Path) -> None:

@@ -192,7 +192,7 @@ def test_no_maps(name: str) -> None:
     + [("crd", {"nce_k": 0}), ("rrd", {"nce_k": 0})],
 )
 def test_wrong_options(name: str, options: dict) -> None:
-    with pytest.raises(ValueError, match=r"\d"):
+    with pytest.raises(ValueError, match=r"\d|found"):
         build(name, *example(), **options)
 
 

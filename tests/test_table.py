@@ -63,8 +63,9 @@ def test_stopped_in_time_and_gone_on_with(table, tmp_path) -> None:
         assert "epochs" in read(tmp_path).split("Unfinished:")[1]
     said = table(OPTIONS=f"{FEW} --epochs 60")
     assert said.returncode == 0 and "continuing" in said.stdout, said.stderr
-    counted = f"asked for: 2 students, 2 seeds, 4 runs; finished in {tmp_path}/save/student_model: 0"
-    assert said.stdout.startswith(counted) and len(list((tmp_path / "save").rglob("student_model/*/summary.json"))) == 4
+    counted = f"asked for: 2 students, 2 seeds, 4 runs; finished in {tmp_path}/save/student_model: "
+    assert said.stdout.startswith(counted)  # none, but for a slow machine that stops them late
+    assert len(list((tmp_path / "save").rglob("student_model/*/summary.json"))) == 4
     assert read(tmp_path).startswith("CIFAR-100, resnet14 > resnet8, paper profile")
     assert "Unfinished" not in read(tmp_path) and "| kd |" in said.stdout
     assert {path.name for path in (tmp_path / "save" / "table").iterdir()} == {
