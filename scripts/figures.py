@@ -83,7 +83,10 @@ class Outputs:
         from umap import UMAP  # optional, and slow to import
 
         neighbours = min(15, len(self.points) - 1)
-        return UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1).fit_transform(self.pooled[self.points])
+        threads = torch.get_num_threads()
+        found = UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1).fit_transform(self.pooled[self.points])
+        torch.set_num_threads(threads)  # numba has changed OpenMP's
+        return found
 
 
 @functools.lru_cache(maxsize=2)  # a student's and its teacher's, which the next student mostly shares
