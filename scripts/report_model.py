@@ -238,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{report_table.table(facts)}\n")
     for net in nets:
         start = f"{net.label}: "
-        print(start + one_line(str(net.path))[-(report_table.WIDTH - len(start)) :])
+        path, room = one_line(str(net.path)), report_table.WIDTH - len(start)
+        print(start + (path if len(path) <= room else f"...{path[3 - room :]}"))
 
 
 if __name__ == "__main__":
