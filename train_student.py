@@ -48,7 +48,7 @@ class Student(NamedTuple):
     job: sweep.Job
     opt: argparse.Namespace
     keywords: dict[str, dict[str, Any]]  # of each method in use
-    taught: bool  # whether its training asks teachers
+    needs_teacher: bool  # in its training, initialisation apart
     run: Run
     start: dict[str, Any]  # what --path_s holds
 
@@ -90,8 +90,8 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
     with as_user_error(f"--distill {','.join(opt.distill)}"):
         methods = {name: find_method(name)(pair, **job.keywords[name]) for name in opt.distill}
         kd = KD(pair, **job.keywords[KD.name]) if opt.alpha else None
-        weighed = [method for method, beta in zip(methods.values(), opt.beta, strict=True) if beta]
-        student.separate_heads = any(method.separate_heads for method in weighed)
+        active = [method for method, beta in zip(methods.values(), opt.beta, strict=True) if beta]
+        student.separate_heads = any(method.separate_heads for method in active)
         for method in methods.values():
             augment = method.views(augment)
             student = method.wrap(student)
@@ -113,7 +113,7 @@ def build_student(job: Student, shared: sweep.Shared, augment: Any) -> tuple[Tra
 
     # initialisation and training
     rule = {} if opt.dot is None else {"update": DOT}
-    stages = [Stage("", opt.epochs, criterion, schedules.of(opt), job.taught, criterion.reads, **rule)]
+    stages = [Stage("", opt.epochs, criterion, schedules.of(opt), job.needs_teacher, criterion.reads, **rule)]
     if criterion.has_init:
         rate = schedules.Steps(opt.init_learning_rate, opt.init_lr_decay_epochs, opt.lr_decay_rate)
         how = True, criterion.init_reads, criterion.init_runs_student
@@ -148,14 +148,14 @@ def prepare(argv: list[str] | None) -> tuple[list[Student], list[dict], torch.de
             needs.append(chosen.check(job.opt, keywords[-1]))
     load_start = functools.cache(lambda path: checkpoint.load_if_there(path, "--path_s") if path else {})
     students = []
-    for job, found, (taught, asked) in zip(jobs, keywords, needs, strict=True):
-        options.settle_teacher_options(job.opt, any(asked for _, asked in needs), device)
+    for job, found, (needs_teacher, _) in zip(jobs, keywords, needs, strict=True):
+        options.settle_teacher_options(job.opt, any(needed for _, needed in needs), device)
         run = Run("student_model", run_name(job.opt), job.opt, start=job.opt.path_s)
         if run.folder in [student.run.folder for student in students]:
             raise UserError(f"--sweep: two students have the folder {run.folder}; give --run_name in an item")
         start = weights_to_start_from(job.opt, run, load_start(job.opt.path_s))
         run.begins_with("path_t", taught_by)
-        students.append(Student(job, job.opt, found, taught, run, start))
+        students.append(Student(job, job.opt, found, needs_teacher, run, start))
     return students, states, device
 
 

@@ -71,8 +71,8 @@ def described(names: list[str] | None, flags: Flags) -> str:
         if any(row[0] == cls.name for row in published_pairs()):
             weights += f", or those of the pair of networks in {PAIRS.parent.name}/{PAIRS.name}"
         keywords = {key: parameter.default for key, parameter in flags[cls.name].items()}
-        taught = cls.weights[1] or cls.init_loss or (cls.weights[2] and cls.needs_teacher(keywords))
-        teacher = "With these it needs a teacher (--path_t)." if taught else "With these it needs no teacher."
+        needed = cls.weights[1] or cls.init_loss or (cls.weights[2] and cls.needs_teacher(keywords))
+        teacher = "With these it needs a teacher (--path_t)." if needed else "With these it needs no teacher."
         parser = OneLineParser(add_help=False)
         parsing.add_method_options(parser, {cls.name: flags[cls.name]}, meanings={cls.name: method_meanings(cls)})
         formatter = parsing.Shown("")
@@ -128,11 +128,11 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     Raises UserError for options that exclude each other or have no effect.
     """
     classes = [find_method(name) for name in opt.distill]
-    weighed = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
+    active = [cls for cls, beta in zip(classes, opt.beta, strict=True) if beta]
     initialised = [cls for cls in classes if cls.init_loss]
-    needing = [cls for cls in weighed if cls.needs_teacher(keywords[cls.name])]
-    taught = bool(opt.alpha or needing)
-    asked = bool(taught or initialised)
+    needing = [cls for cls in active if cls.needs_teacher(keywords[cls.name])]
+    training_needs_teacher = bool(opt.alpha or needing)
+    needs_teacher = bool(training_needs_teacher or initialised)
     if opt.pretrained_t and (opt.path_t or not opt.model_t):
         raise UserError("--pretrained_t: expected --model_t beside it, and no --path_t")
     if opt.pretrained_s and opt.path_s:
@@ -147,23 +147,23 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
             raise UserError(f"--{flag} has no effect: the weight of the cross entropy (-r) is 0")
     if "lr_decay_rate" in opt.given and opt.sched != "step" and not (initialised and opt.init_lr_decay_epochs):
         raise UserError("--lr_decay_rate has no effect without --sched step")
-    if not (opt.gamma or opt.alpha) and all(cls.separate_heads for cls in weighed):
+    if not (opt.gamma or opt.alpha) and all(cls.separate_heads for cls in active):
         raise UserError("-r and -a are both 0: nothing would train the class token's head, which is tested too")
     if opt.ema is not None and opt.mcl_tau is not None:
         raise UserError("--ema and --mcl_tau are the same option: expected one of them")
     for flag in ("mixup", "cutmix"):
-        if getattr(opt, flag, 0) and (unmixed := [cls.name for cls in weighed if cls.one_label]):
+        if getattr(opt, flag, 0) and (unmixed := [cls.name for cls in active if cls.one_label]):
             raise UserError(f"--{flag}: {', '.join(unmixed)} needs one label for each image")
     if opt.warm_up and opt.warm_up > opt.epochs:
         raise UserError(f"--warm_up {opt.warm_up}: expected at most the --epochs, {opt.epochs}")
     for cls, beta in zip(classes, opt.beta, strict=True):
         if cls.init_loss and not (beta or opt.init_epochs):
             raise UserError(f"--init_epochs 0: {cls.name} would have no effect, because its weight (-b) is 0")
-    if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in weighed)):
+    if opt.standardise and not (opt.alpha or any(cls.standardisable for cls in active)):
         raise UserError(f"--standardise has no effect: --distill {','.join(opt.distill)} does not compare logits")
     if opt.ea_weights is not None:
-        whole = ", ".join(cls.name for cls in weighed if not cls.has_per_sample())
-        if whole or not (opt.alpha or weighed):
+        whole = ", ".join(cls.name for cls in active if not cls.has_per_sample())
+        if whole or not (opt.alpha or active):
             reason = f"the loss of {whole} is not a mean over samples" if whole else "no loss compares logits"
             raise UserError(f"--ea_weights: {reason} in --distill {','.join(opt.distill)}")
     changing = [cls.name for cls in classes if cls.wrap is not Distiller.wrap]
@@ -171,14 +171,14 @@ def check(opt: argparse.Namespace, keywords: dict[str, dict[str, Any]]) -> tuple
     if changing and reading:
         what = f"{', '.join(changing)} changes the student's maps and heads, which {', '.join(reading)} reads"
         raise UserError(f"--distill {','.join(opt.distill)}: cannot be combined: {what}")
-    flag, given = named_teachers(opt)
-    if not given and asked and opt.test_only is None:
+    flag, paths = named_teachers(opt)
+    if not paths and needs_teacher and opt.test_only is None:
         by_alpha = not (needing or initialised) and opt.alpha != classes[0].weights[1]
         what = f"--alpha {opt.alpha:g}" if by_alpha else f"--distill {','.join(opt.distill)}"
         raise UserError(f"--path_t: {what} needs a teacher's checkpoint")
-    for cls in [cls for cls in classes if cls in weighed or cls.init_loss]:
-        if len(given) > 1 and not cls.all_teachers:
-            raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(given)}")
+    for cls in [cls for cls in classes if cls in active or cls.init_loss]:
+        if len(paths) > 1 and not cls.all_teachers:
+            raise UserError(f"{flag}: {cls.name} takes one teacher, found {len(paths)}")
         if opt.cache_teacher and cls.reads:
             raise UserError(f"--cache_teacher: {cls.name} reads the teacher's feature maps, which are not cached")
-    return taught, asked
+    return training_needs_teacher, needs_teacher

@@ -157,13 +157,13 @@ class Criterion(nn.Module):
 def over_all(method: Distiller, loss: Callable[..., Tensor], s: Output, t: Sequence[Output], batch: Batch) -> Tensor:
     """A method's loss: of this process's samples, or, if relational, of the whole batch."""
     if batch.whole is None or not method.relational:
-        value = loss(s, taught(method, t), batch)
+        value = loss(s, teacher_outputs(method, t), batch)
         return value * batch.share if batch.whole else value
     s, *t = (gather(method.compared(o), batch.whole) for o in (s, *t))
-    return loss(s, taught(method, t), Batch(None, batch.whole.labels, batch.whole.index))
+    return loss(s, teacher_outputs(method, t), Batch(None, batch.whole.labels, batch.whole.index))
 
 
-def taught(method: Distiller, t: Sequence[Output]) -> Output | tuple[Output, ...] | None:
+def teacher_outputs(method: Distiller, t: Sequence[Output]) -> Output | tuple[Output, ...] | None:
     """`t` as the method takes it."""
     if method.all_teachers:
         return tuple(t)

@@ -9,7 +9,7 @@ from .util import Stopped
 
 
 class Signals:
-    """Within `with`, catches SIGTERM, SIGHUP and the first Ctrl-C; `asked` returns them.
+    """Within `with`, catches SIGTERM, SIGHUP and the first Ctrl-C; `received` returns them.
 
     A second Ctrl-C raises KeyboardInterrupt.
 
@@ -29,7 +29,7 @@ class Signals:
             raise KeyboardInterrupt
         self.number = number
 
-    def asked(self) -> int:
+    def received(self) -> int:
         """The signal received, or 0.
 
         With several processes, all return it, one call after the process that received it.

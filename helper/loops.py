@@ -138,7 +138,7 @@ def train(groups: list[Group], signals: Signals, waiting: int) -> None:
     bar = progress.TrainingBar(steps, told, shown[0].opt.quiet, desc=label, total=last, initial=first)
     for _ in bar:
         turn = [trainee for group in groups for trainee in group.turn]
-        if all(trainee.whole for trainee in turn) and (signal := signals.asked()):
+        if all(trainee.whole for trainee in turn) and (signal := signals.received()):
             begun = [trainee for trainee in turn if trainee.meters.steps]
             for trainee in begun:
                 trainee.pause()

@@ -111,7 +111,7 @@ def check_augment_options(opt: argparse.Namespace) -> None:
 
 
 def add_teacher_options(parser: Parser) -> None:
-    group = parser.add_argument_group("how the teachers are asked")
+    group = parser.add_argument_group("the teachers' answers")
     group.add_argument(
         "--teacher_ahead", type=count, metavar="N", help="ask for about N batches at once; default: 1, on a GPU 8"
     )
@@ -121,8 +121,8 @@ def add_teacher_options(parser: Parser) -> None:
     group.add_argument("--cache_dtype", choices=["float32", "bf16", "fp16"], help=kept_as)
 
 
-def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.device) -> None:
-    """Raises UserError for what has no effect; asked: whether anything asks a teacher."""
+def settle_teacher_options(opt: argparse.Namespace, needed: bool, device: torch.device) -> None:
+    """Raises UserError for what has no effect; needed: whether anything asks a teacher."""
     check_augment_options(opt)
     if opt.cache_teacher and (opt.teacher_ahead or 1) > 1:
         raise UserError(f"--teacher_ahead {opt.teacher_ahead}: with --cache_teacher it is 1")
@@ -131,7 +131,7 @@ def settle_teacher_options(opt: argparse.Namespace, asked: bool, device: torch.d
     for key in ("cache_gb", "cache_dtype"):
         if getattr(opt, key) and not opt.cache_teacher:
             raise UserError(f"--{key} has no effect without --cache_teacher")
-    if opt.cache_teacher and not asked:
+    if opt.cache_teacher and not needed:
         raise UserError(f"--cache_teacher: nothing asks a teacher in --distill {','.join(opt.distill)}")
 
 

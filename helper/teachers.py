@@ -192,9 +192,9 @@ def build_teachers(
     opt: argparse.Namespace, states: list[dict], data: ImageSet, device: torch.device
 ) -> list[nn.Module]:
     """The networks with these weights, frozen."""
-    flag, given = named_teachers(opt)
+    flag, paths = named_teachers(opt)
     teachers = []
-    for state, name, path in zip(states, opt.model_t or [], given, strict=False):
+    for state, name, path in zip(states, opt.model_t or [], paths, strict=False):
         teacher = networks.restore(name, state, flag, path, len(data.classes), loading.images_of(data))
         teachers.append(teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False))
     return teachers

@@ -157,7 +157,7 @@ def test_signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.asked() == signal.SIGINT
+        assert signals.received() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(Stopped, match="SIGTERM"), Signals():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -165,7 +165,7 @@ def test_signals():
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert not signals.asked()
+        assert not signals.received()
     signal.signal(signal.SIGINT, ignored)
     thread = threading.Thread(target=lambda: Signals().__enter__().__exit__(None))
     thread.start()
