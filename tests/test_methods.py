@@ -20,7 +20,7 @@ from crd.memory import MemoryBanks, Queue
 from crd.negatives import Negatives
 from distiller_zoo import Batch, Distiller, Output, find_method, method_names, method_options
 from distiller_zoo.adapters import Regressor, pair_maps
-from distiller_zoo.criterion import Criterion, taught
+from distiller_zoo.criterion import Criterion, teacher_outputs
 from distiller_zoo.rkd import relations
 from helper.step import MAPS, Features, Precision, Stage, Step
 
@@ -61,7 +61,7 @@ def build(name: str, s: Output, t: Output, **options: Any) -> Distiller:
 
 def losses(method: Distiller, s: Output, t: Output, b: Batch) -> list[Tensor]:
     seen = method.wrap(Fixed(s))(None, is_feat=True)
-    return [method(seen, taught(method, [t]), b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
+    return [method(seen, teacher_outputs(method, [t]), b)] + ([method.init_loss(s, t, b)] if method.init_loss else [])
 
 
 def example(n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Output, Output]:

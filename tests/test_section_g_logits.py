@@ -14,7 +14,7 @@ from torch import Tensor
 import models
 import train_student
 from distiller_zoo import Batch, Distiller, Output, Pair, find_method, kd_loss
-from distiller_zoo.criterion import taught
+from distiller_zoo.criterion import teacher_outputs
 from distiller_zoo.mt import confidence, most_confident
 from distiller_zoo.triplet import negatives
 
@@ -50,7 +50,7 @@ def change(o: Output, f: Any) -> Output:
 
 
 def loss_of(method: Distiller, s: Output, *t: Output, labels: Tensor | None = None) -> Tensor:
-    return method(s, taught(method, t), batch(s, labels=labels))
+    return method(s, teacher_outputs(method, t), batch(s, labels=labels))
 
 
 def slopes(loss: Tensor, s: Output) -> list[Tensor]:
