@@ -73,12 +73,19 @@ def public(options: dict[str, Any]) -> dict[str, Any]:
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
     """Writes a safetensors file, whose metadata has what `checkpoint.load` needs beside the tensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     data = {key: state["options"].get(key) for key in ("dataset", "image_size")}
     facts = {key: state[key] for key in checkpoint.TOLD if key in state} | {"options": data}
     tensors: dict[str, Tensor] = {key: x.contiguous().clone() for key, x in state["model"].items()}
-    save_file(tensors, path, {"format": "pt", checkpoint.FACTS: json.dumps(facts)})
+    content = save(tensors, {"format": "pt", checkpoint.FACTS: json.dumps(facts)})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    # safetensors writes them in random order, which would be a new file to the hub
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def card(repository: str, script: str, told: dict[str, Any], summary: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ import models
 import train_student
 import train_teacher
 import transfer_student
-from helper import checkpoint, hub
+from helper import checkpoint, hub, publish
 
 if find_spec("huggingface_hub") is None or find_spec("safetensors") is None:
     pytest.skip("huggingface_hub and safetensors are optional", allow_module_level=True)
@@ -169,6 +169,14 @@ def test_a_student_goes_to_the_hub_and_comes_back(server, teacher, tmp_path, cap
     train_student.main(again)
     repeated = json.loads((tmp_path / "a" / "student_model" / "r" / "summary.json").read_text())
     assert repeated["weights"] == summary["weights"]
+
+
+def test_equal_weights_are_equal_files(teacher, tmp_path):
+    """The hub takes a file of other bytes for a new one."""
+    state = checkpoint.load(teacher, "--path_t")
+    for n in range(16):
+        publish.save_weights(tmp_path / f"{n}.safetensors", state)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_finished_run_is_pushed_when_the_hub_is_there_again(server, tmp_path, capsys):
