@@ -16,8 +16,8 @@ import dataset
 import models
 from distiller_zoo import KD, Pair, chosen, find_method, method_names, method_options
 from distiller_zoo.criterion import Criterion
+from distiller_zoo.distillation import add_distillation_options
 from distiller_zoo.dot import DOT
-from distiller_zoo.options import add_distillation_options
 from helper import checkpoint, export, loading, networks, options, parallel, parsing, schedules, script, sweep
 from helper.loops import Group, fit
 from helper.run import Run, told_options
